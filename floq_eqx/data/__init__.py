@@ -1,0 +1,1 @@
+"""Transitions, OGBench datasets and their collection."""
