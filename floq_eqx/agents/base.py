@@ -1,0 +1,174 @@
+"""What every agent is: a frozen module of hyperparameters around pure functions of its state."""
+
+import abc
+import dataclasses
+from typing import Any, Self, TypeVar, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from ..data.transitions import Batch
+
+Noise = Any
+T = TypeVar("T")
+
+
+class State(eqx.Module):
+    """Everything of an agent that evolves.
+
+    **Attributes:**
+
+    - `params`: what the optimiser moves.
+    - `targets`: slow averages of a part of it.
+    - `opt_state`: the optimiser's state.
+    - `step`: the number of updates so far.
+    """
+
+    params: PyTree[Float[Array, "..."]]
+    targets: PyTree[Float[Array, "..."]]
+    opt_state: PyTree
+    step: Int[Array, ""]
+
+
+class Agent(eqx.Module):
+    """An algorithm with its hyperparameters.
+
+    Float hyperparameters are Python numbers or scalar arrays; arrays can be changed, or vmapped
+    over, without compiling again. Structural ones are static.
+
+    Every random number of an update is made first, by `noise`; `loss` and `update` are
+    deterministic functions of their arguments.
+    """
+
+    action_size: eqx.AbstractVar[int | None]
+    learning_rate: eqx.AbstractVar[FloatLike]
+    target_rate: eqx.AbstractVar[FloatLike]
+
+    @abc.abstractmethod
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
+        """The state before the first update.
+
+        **Arguments:** the sizes of an observation and an action, and a key for the parameters.
+        """
+
+    @abc.abstractmethod
+    def noise(self, batch_size: int, *, key: Key) -> Noise:
+        """Every random number that one update of a batch of this size takes."""
+
+    @abc.abstractmethod
+    def loss(self, params: Any, targets: Any, batch: Batch, noise: Any) -> tuple[Scalar, Metrics]:
+        """The loss whose gradient in `params` moves them, and metrics; nothing in it is random."""
+
+    @abc.abstractmethod
+    def averaged(self, params: Any) -> Any:
+        """The part of `params` that `targets` average."""
+
+    @abc.abstractmethod
+    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
+        """The action for one observation, each component in [-1, 1]."""
+
+    def for_data(self, data: Batch) -> Self:
+        """The agent with what it must know of the data: here, the size of an action."""
+        return dataclasses.replace(self, action_size=data.action.shape[1])
+
+    def action_shape(self, *batch: int) -> tuple[int, ...]:
+        """`(*batch, action_size)`, for drawing noise.
+
+        **Raises:** `ValueError` if the agent does not know the size of an action, or a size in
+        `batch` is not at least 1.
+        """
+        if self.action_size is None:
+            raise ValueError(
+                f"This {type(self).__name__} does not know the size of an action: make it with "
+                "action_size=..., or from a dataset with agent.for_data(data)."
+            )
+        for size in batch:
+            check_sizes(batch_size=size)
+        return (*batch, self.action_size)
+
+    def check_init_sizes(self, observation_size: int, action_size: int) -> None:
+        """Raises a `ValueError` unless these are sizes that this agent can be initialised for."""
+        check_sizes(observation_size=observation_size, action_size=action_size)
+        if self.action_size not in (None, action_size):
+            raise ValueError(
+                f"This agent is made for actions of {self.action_size} components, got "
+                f"action_size={action_size}."
+            )
+
+    def update(self, state: State, batch: Batch, noise: Noise) -> tuple[State, Metrics]:
+        """One step of Adam on `loss`, and one of the target average.
+
+        The average takes in the parameters from before the step, as in the released code.
+
+        **Returns:** the new state, and the metrics of the loss.
+        """
+        grad = eqx.filter_value_and_grad(self.loss, has_aux=True)
+        (_, metrics), grads = grad(state.params, state.targets, batch, noise)
+        # Optax raises a float to an integer count, which strict promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = self.optimiser().update(grads, state.opt_state)
+        return State(
+            params=eqx.apply_updates(state.params, updates),
+            targets=average(state.targets, self.averaged(state.params), self.target_rate),
+            opt_state=opt_state,
+            step=state.step + 1,
+        ), metrics
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam at `learning_rate`."""
+        return optax.adam(self.learning_rate)
+
+    def fresh_state(self, params: Any, targets: Any) -> State:
+        """A state with these parameters, a new optimiser and no updates."""
+        return State(
+            params=params,
+            targets=targets,
+            opt_state=self.optimiser().init(eqx.filter(params, eqx.is_inexact_array)),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+
+def average(slow: T, fast: T, rate: FloatLike) -> T:
+    """`rate * fast + (1 - rate) * slow`, leaf by leaf: the exponential average of targets."""
+    return jax.tree.map(lambda s, f: rate * f + (1 - rate) * s, slow, fast)
+
+
+def frozen(tree: T) -> T:
+    """`tree` without its gradient."""
+    return jax.tree.map(jax.lax.stop_gradient, tree)
+
+
+def check_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = float("inf"),
+    *,
+    open_high: bool = False,
+) -> None:
+    """Raises a `ValueError` unless a hyperparameter is in its range.
+
+    Arrays pass: their values are not known when a program is traced.
+    """
+    if isinstance(value, int | float) and not (
+        low <= value < float("inf") and (value < high if open_high else value <= high)
+    ):
+        interval = f"[{low:g}, {high:g}{')' if open_high or high == float('inf') else ']'}"
+        raise ValueError(f"{name} must be in {interval}, got {value!r}.")
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raises a `ValueError` unless every given size or count is a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}.")
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises a `ValueError` unless `value` is one of the alternatives of a `Literal`."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")

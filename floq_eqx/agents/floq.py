@@ -1,0 +1,313 @@
+"""floq: Q as the endpoint of a flow, trained by flow matching towards its own TD target.
+
+Source: Agrawalla et al., "floq: Training Critics via Flow-Matching for Scaling Compute in
+Value-Based RL" (arXiv 2509.06863), algorithm 1; where the paper and its released code differ, the
+released code, because the published results are its.
+"""
+
+import dataclasses
+from typing import Literal, Self, TypeAlias
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float
+
+from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from ..critics import Critic, member_values
+from ..data.transitions import Batch, reward_range
+from ..embeddings import AbstractEmbedding, Cosine, Fourier, HLGauss, Rescale
+from ..integrate import solve_flow
+from ..losses import distillation_loss, squared_error, value_flow_loss
+from ..networks import MLPConfig, NetworkConfig, ensemble
+from ..paths import linear_path
+from ..targets import Aggregation, Backup, aggregate, flow_td_target
+from ..velocity import ValueVelocity, member_velocities
+from .base import Agent, State, check_choice, check_range, check_sizes, frozen
+from .flow_policy import FlowPolicy, FlowPolicyNoise, flow_policy_loss
+
+ValueEmbedding: TypeAlias = Literal["hl_gauss", "rescaled"]
+TimeEmbedding: TypeAlias = Literal["cosine", "fourier", "raw"]
+Extraction: TypeAlias = Literal["distilled", "integral"]
+
+
+class FloqParams(eqx.Module):
+    """The field's members and the distilled critic's, both stacked, and the policy."""
+
+    field: ValueVelocity
+    critic: Critic
+    policy: FlowPolicy
+
+
+class FloqNoise(FlowPolicyNoise):
+    """The random numbers of one update.
+
+    `next_action` is standard normal. `next_value` and `value`, uniform in [0, 1), place z0 within
+    its interval; `time` is uniform in [0, 1).
+    """
+
+    next_action: Float[Array, "batch noise action"]
+    next_value: Float[Array, "batch noise"]
+    value: Float[Array, "batch noise"]
+    time: Float[Array, "batch noise"]
+
+
+class Floq(Agent):
+    """Flow-matching Q-learning.
+
+    **Arguments:**
+
+    - `action_size`: components of an action; `for_data` fills it in.
+    - `reward_min`, `reward_max`: the smallest and largest reward; `for_data` fills them in.
+    - `learning_rate`: of Adam.
+    - `target_rate`: τ of the target field, in [0, 1].
+    - `discount`: γ, in [0, 1).
+    - `alpha`: the weight of the actor's distillation from the behavioural flow.
+    - `noise_coverage`: κ: z0 is uniform in κ [r_min, r_max] / (1 - γ).
+    - `num_noise`: m, the samples of z0 a transition.
+    - `num_steps`, `solver`: K steps of this Diffrax solver take z0 to the value.
+    - `ensemble_size`, `aggregation`: the field's members, and how the target combines them.
+    - `distilled_size`: members of the distilled critic.
+    - `backup`: one TD target a transition, or one a sample.
+    - `train_at_zero_only`: the flow loss at t = 0 alone, an ablation.
+    - `extraction`: the actor raises the distilled critic, or the integral of the field itself.
+    - `num_candidates`: N > 1 makes `act` draw N actions and take that of the highest integral.
+    - `flow_steps`: Euler steps of the behavioural flow.
+    - `normalise_q`: divide the actor's Q term by mean |Q|.
+    - `value_embedding`, `time_embedding`: what the field sees of z and t.
+    - `num_bins`, `sigma`, `reward_offset`: of HL-Gauss; see [`floq_eqx.embeddings.HLGauss`][]. Its
+        support is [r_min - offset, r_max + offset] / (1 - γ), as they are at `init`.
+    - `field`, `critic`, `actor`: the networks.
+    """
+
+    action_size: int | None = eqx.field(static=True, default=None)
+    reward_min: FloatLike = -1.0
+    reward_max: FloatLike = 0.0
+    learning_rate: FloatLike = 3e-4
+    target_rate: FloatLike = 0.005
+    discount: FloatLike = 0.99
+    alpha: FloatLike = 10.0
+    noise_coverage: FloatLike = 0.1
+    num_noise: int = eqx.field(static=True, default=8)
+    num_steps: int = eqx.field(static=True, default=8)
+    solver: diffrax.AbstractSolver = eqx.field(default_factory=diffrax.Euler)
+    ensemble_size: int = eqx.field(static=True, default=2)
+    aggregation: Aggregation = eqx.field(static=True, default="mean")
+    distilled_size: int = eqx.field(static=True, default=2)
+    backup: Backup = eqx.field(static=True, default="expected")
+    train_at_zero_only: bool = eqx.field(static=True, default=False)
+    extraction: Extraction = eqx.field(static=True, default="distilled")
+    num_candidates: int = eqx.field(static=True, default=1)
+    flow_steps: int = eqx.field(static=True, default=10)
+    normalise_q: bool = eqx.field(static=True, default=False)
+    value_embedding: ValueEmbedding = eqx.field(static=True, default="hl_gauss")
+    time_embedding: TimeEmbedding = eqx.field(static=True, default="cosine")
+    num_bins: int = eqx.field(static=True, default=51)
+    sigma: float = eqx.field(static=True, default=16.0)
+    reward_offset: float = eqx.field(static=True, default=0.01)
+    field: NetworkConfig = eqx.field(
+        static=True, default=MLPConfig(hidden_sizes=(512, 512), layer_norm=True)
+    )
+    critic: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
+    actor: NetworkConfig = eqx.field(static=True, default=MLPConfig())
+
+    def __check_init__(self):
+        check_range("learning_rate", self.learning_rate, 0)
+        check_range("target_rate", self.target_rate, 0, 1)
+        check_range("discount", self.discount, 0, 1, open_high=True)
+        check_range("alpha", self.alpha, 0)
+        check_range("noise_coverage", self.noise_coverage, 0)
+        check_sizes(
+            num_noise=self.num_noise,
+            num_steps=self.num_steps,
+            ensemble_size=self.ensemble_size,
+            distilled_size=self.distilled_size,
+            num_candidates=self.num_candidates,
+            flow_steps=self.flow_steps,
+        )
+        check_choice("aggregation", self.aggregation, Aggregation)
+        check_choice("backup", self.backup, Backup)
+        check_choice("extraction", self.extraction, Extraction)
+        check_choice("value_embedding", self.value_embedding, ValueEmbedding)
+        check_choice("time_embedding", self.time_embedding, TimeEmbedding)
+        rewards = (self.reward_min, self.reward_max)
+        if all(isinstance(r, int | float) for r in rewards) and not rewards[0] < rewards[1]:
+            raise ValueError(
+                f"Needs reward_min < reward_max, got {rewards}: with equal rewards every value "
+                "is the same and z0 has no interval."
+            )
+
+    def for_data(self, data: Batch) -> Self:
+        """The agent with the size of an action and the range of rewards of `data`."""
+        low, high = reward_range(data)
+        return dataclasses.replace(super().for_data(data), reward_min=low, reward_max=high)
+
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
+        self.check_init_sizes(observation_size, action_size)
+        field_key, critic_key, policy_key = jax.random.split(key, 3)
+        embed_z, embed_t = self.embeddings()
+        inputs = observation_size + action_size
+        field_inputs = inputs + embed_z.size + embed_t.size
+        field = ensemble(
+            lambda k: ValueVelocity(self.field.build(field_inputs, 1, key=k), embed_z, embed_t),
+            self.ensemble_size,
+            key=field_key,
+        )
+        critic = ensemble(
+            lambda k: Critic(self.critic.build(inputs, 1, key=k)),
+            self.distilled_size,
+            key=critic_key,
+        )
+        policy = FlowPolicy(observation_size, action_size, self.actor, key=policy_key)
+        return self.fresh_state(FloqParams(field, critic, policy), field)
+
+    def embeddings(self) -> tuple[AbstractEmbedding, AbstractEmbedding]:
+        """What the field sees of z and of t."""
+        horizon = 1 - float(self.discount)
+        low = (float(self.reward_min) - self.reward_offset) / horizon
+        high = (float(self.reward_max) + self.reward_offset) / horizon
+        if self.value_embedding == "hl_gauss":
+            value = HLGauss(low, high, self.num_bins, self.sigma)
+        else:
+            value = Rescale(low, high)
+        time = {"cosine": Cosine(), "fourier": Fourier(), "raw": Rescale()}[self.time_embedding]
+        return value, time
+
+    def noise(self, batch_size: int, *, key: Key) -> FloqNoise:
+        keys = jax.random.split(key, 7)
+        samples = (batch_size, self.num_noise)
+        return FloqNoise(
+            next_action=jax.random.normal(keys[0], self.action_shape(*samples)),
+            next_value=jax.random.uniform(keys[1], samples),
+            value=jax.random.uniform(keys[2], samples),
+            time=jax.random.uniform(keys[3], samples),
+            bc_action=jax.random.normal(keys[4], self.action_shape(batch_size)),
+            bc_time=jax.random.uniform(keys[5], (batch_size,)),
+            actor=jax.random.normal(keys[6], self.action_shape(batch_size)),
+        )
+
+    def loss(
+        self, params: FloqParams, targets: ValueVelocity, batch: Batch, noise: FloqNoise
+    ) -> tuple[Scalar, Metrics]:
+        critic, metrics = self.critic_loss(params, targets, batch, noise)
+        actor, actor_metrics = flow_policy_loss(
+            params.policy,
+            lambda action: self.extracted_value(frozen(params), batch.observation, action, noise),
+            batch,
+            noise,
+            alpha=self.alpha,
+            num_steps=self.flow_steps,
+            normalise_q=self.normalise_q,
+        )
+        loss = critic + actor
+        return loss, {"loss": loss} | metrics | actor_metrics
+
+    def critic_loss(
+        self, params: FloqParams, targets: ValueVelocity, batch: Batch, noise: FloqNoise
+    ) -> tuple[Scalar, Metrics]:
+        """The field's flow matching towards the TD target, and its distillation to a critic."""
+        target = self.td_target(params.policy, targets, batch, noise)
+        z0 = self.initial_value(noise.value)
+        time = jnp.zeros_like(noise.time) if self.train_at_zero_only else noise.time
+        path = linear_path(z0, target, time)
+        velocity = member_velocities(
+            params.field, path.t, path.xt, batch.observation, batch.action
+        )
+        flow_loss = value_flow_loss(velocity, path.velocity)
+
+        value = self.integrate(frozen(params.field), z0, batch.observation, batch.action)
+        q = member_values(params.critic, batch.observation, batch.action)
+        value = jnp.mean(value, axis=0)
+        teacher = jnp.mean(value, axis=1)
+        distillation = distillation_loss(q, jnp.broadcast_to(teacher[None], q.shape))
+
+        loss = flow_loss + distillation
+        return loss, {
+            "flow_loss": flow_loss,
+            "critic_distillation_loss": distillation,
+            "critic_loss": loss,
+            "td_error": jnp.mean(squared_error(teacher, jnp.mean(target, axis=1))),
+            "value_variance": jnp.mean(jnp.var(value, axis=1)),
+            "q": jnp.mean(q),
+        }
+
+    def td_target(
+        self, policy: FlowPolicy, targets: ValueVelocity, batch: Batch, noise: FloqNoise
+    ) -> Float[Array, "batch noise"]:
+        """x1 of every sample's path: each has its own next action and z0; without gradient."""
+        act = jax.vmap(policy.act, in_axes=(None, 0))
+        next_action = jax.vmap(act)(batch.next_observation, noise.next_action)
+        next_value = aggregate(
+            self.integrate(
+                targets,
+                self.initial_value(noise.next_value),
+                batch.next_observation,
+                next_action,
+            ),
+            self.aggregation,
+        )
+        return stop_gradient(
+            flow_td_target(
+                batch.reward, batch.mask, next_value, discount=self.discount, backup=self.backup
+            )
+        )
+
+    def initial_value(self, ratio: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """z0, placed by a ratio in [0, 1) within κ [r_min, r_max] / (1 - γ)."""
+        low, high = (
+            self.noise_coverage * r / (1 - self.discount)
+            for r in (self.reward_min, self.reward_max)
+        )
+        return low + (high - low) * ratio
+
+    def integrate(
+        self,
+        field: ValueVelocity,
+        z0: Float[Array, "batch noise"],
+        observation: Float[Array, "batch observation"],
+        action: Float[Array, "batch action"] | Float[Array, "batch noise action"],
+    ) -> Float[Array, "ensemble batch noise"]:
+        """Where every member's field takes every z0: the value of (s, a)."""
+        z0 = jnp.broadcast_to(z0[None], (self.ensemble_size, *z0.shape))
+        return solve_flow(
+            lambda t, z: member_velocities(field, t, z, observation, action),
+            z0,
+            solver=self.solver,
+            num_steps=self.num_steps,
+            throw=False,
+        ).value
+
+    def extracted_value(
+        self,
+        params: FloqParams,
+        observation: Float[Array, "batch observation"],
+        action: Float[Array, "batch action"],
+        noise: FloqNoise,
+    ) -> Float[Array, "batch"]:
+        """The Q that the actor raises: the mean over members, and samples where there are any."""
+        if self.extraction == "distilled":
+            return jnp.mean(member_values(params.critic, observation, action), axis=0)
+        z0 = self.initial_value(noise.value)
+        return jnp.mean(self.integrate(params.field, z0, observation, action), axis=(0, 2))
+
+    def averaged(self, params: FloqParams) -> ValueVelocity:
+        return params.field
+
+    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
+        params = state.params
+        if self.num_candidates == 1:
+            return params.policy.act(observation, jax.random.normal(key, self.action_shape()))
+        action_key, value_key = jax.random.split(key)
+        noise = jax.random.normal(action_key, self.action_shape(self.num_candidates))
+        action = jax.vmap(params.policy.act, in_axes=(None, 0))(observation, noise)
+        # The same z0 for all candidates: only the actions make a difference.
+        z0 = self.initial_value(jax.random.uniform(value_key, (self.num_noise,)))
+        value = self.integrate(
+            params.field,
+            jnp.broadcast_to(z0, (self.num_candidates, self.num_noise)),
+            jnp.broadcast_to(observation, (self.num_candidates, *observation.shape)),
+            action,
+        )
+        return action[jnp.argmax(jnp.mean(value, axis=(0, 2)))]

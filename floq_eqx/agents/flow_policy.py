@@ -1,0 +1,120 @@
+"""The policy of FQL, shared by the agents that extract theirs like it.
+
+A flow of actions clones the behaviour; a one-step actor is distilled from its integral and, in the
+same loss, raises Q. Source: FQL, arXiv 2502.02538, section 4, algorithm 1.
+"""
+
+from collections.abc import Callable
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from ..actors import OneStepActor
+from ..data.transitions import Batch
+from ..integrate import solve_flow
+from ..losses import distillation_loss, flow_matching_loss, policy_loss
+from ..networks import NetworkConfig
+from ..paths import linear_path
+from ..velocity import ActionVelocity, action_velocities
+from .base import frozen
+
+
+class FlowPolicy(eqx.Module):
+    """The parameters: the behavioural flow and the one-step actor."""
+
+    flow: ActionVelocity
+    actor: OneStepActor
+
+    def __init__(
+        self, observation_size: int, action_size: int, network: NetworkConfig, *, key: Key
+    ):
+        flow_key, actor_key = jax.random.split(key)
+        inputs = observation_size + action_size
+        self.flow = ActionVelocity(network.build(inputs + 1, action_size, key=flow_key))
+        self.actor = OneStepActor(network.build(inputs, action_size, key=actor_key))
+
+    def act(self, observation: Observation, noise: Action) -> Action:
+        """The one-step actor's action, clipped to [-1, 1]."""
+        return jnp.clip(self.actor(observation, noise), -1, 1)
+
+
+class FlowPolicyNoise(eqx.Module):
+    """The random numbers of `flow_policy_loss`: standard normal, but times uniform in [0, 1)."""
+
+    bc_action: Float[Array, "batch action"]
+    bc_time: Float[Array, "batch"]
+    actor: Float[Array, "batch action"]
+
+
+def integrate_actions(
+    flow: ActionVelocity,
+    x0: Float[Array, "batch action"],
+    observation: Float[Array, "batch observation"],
+    *,
+    solver: diffrax.AbstractSolver,
+    num_steps: int,
+) -> Float[Array, "batch action"]:
+    """Where the behavioural flow takes x0, clipped to [-1, 1]."""
+    solution = solve_flow(
+        lambda t, x: action_velocities(flow, t, x, observation),
+        x0,
+        solver=solver,
+        num_steps=num_steps,
+        throw=False,
+    )
+    return jnp.clip(solution.value, -1, 1)
+
+
+def flow_policy_loss(
+    policy: FlowPolicy,
+    q: Callable[[Float[Array, "batch action"]], Float[Array, "batch"]],
+    batch: Batch,
+    noise: FlowPolicyNoise,
+    *,
+    alpha: FloatLike,
+    num_steps: int,
+    normalise_q: bool,
+) -> tuple[Scalar, Metrics]:
+    r"""Behavioural flow matching + $\alpha$ distillation - Q.
+
+    **Arguments:**
+
+    - `policy`: the parameters that receive the gradient.
+    - `q`: the value of a batch of actions in the batch's observations; its parameters must be
+        frozen by the caller.
+    - `batch`, `noise`: the data, and the random numbers.
+    - `alpha`: the weight of the distillation from the flow to the actor.
+    - `num_steps`: Euler steps of the flow.
+    - `normalise_q`: divide the Q term by mean |Q|.
+
+    **Returns:** the loss, and its terms as metrics.
+    """
+    path = linear_path(noise.bc_action, batch.action, noise.bc_time)
+    velocity = action_velocities(policy.flow, path.t, path.xt, batch.observation)
+    flow_loss = flow_matching_loss(velocity, path.velocity)
+
+    cloned = integrate_actions(
+        frozen(policy.flow),
+        noise.actor,
+        batch.observation,
+        solver=diffrax.Euler(),
+        num_steps=num_steps,
+    )
+    action = jax.vmap(policy.actor)(batch.observation, noise.actor)
+    distillation = distillation_loss(action, cloned)
+
+    value = q(jnp.clip(action, -1, 1))
+    q_loss = policy_loss(value, normalise=normalise_q)
+
+    loss = flow_loss + alpha * distillation + q_loss
+    return loss, {
+        "actor_loss": loss,
+        "bc_flow_loss": flow_loss,
+        "actor_distillation_loss": distillation,
+        "q_loss": q_loss,
+        "actor_q": jnp.mean(value),
+    }

@@ -1,0 +1,132 @@
+"""FQL: a flow policy distilled into a one-step actor that raises an ordinary critic.
+
+Source: Park, Li and Levine, "Flow Q-Learning" (arXiv 2502.02538), algorithm 1.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from ..critics import Critic, member_values
+from ..data.transitions import Batch
+from ..losses import critic_loss, squared_error
+from ..networks import MLPConfig, NetworkConfig, ensemble
+from ..targets import Aggregation, aggregate, td_target
+from .base import Agent, State, check_choice, check_range, check_sizes, frozen
+from .flow_policy import FlowPolicy, FlowPolicyNoise, flow_policy_loss
+
+
+class FqlParams(eqx.Module):
+    """The critic's members, stacked, and the policy."""
+
+    critic: Critic
+    policy: FlowPolicy
+
+
+class FqlNoise(FlowPolicyNoise):
+    """The random numbers of one update: standard normal, but `bc_time` uniform in [0, 1)."""
+
+    next_action: Float[Array, "batch action"]
+
+
+class FQL(Agent):
+    """Flow Q-learning.
+
+    **Arguments:**
+
+    - `action_size`: components of an action; `for_data` fills it in.
+    - `learning_rate`: of Adam.
+    - `target_rate`: τ of the target critic, in [0, 1].
+    - `discount`: γ, in [0, 1).
+    - `alpha`: the weight of the actor's distillation from the behavioural flow.
+    - `ensemble_size`, `aggregation`: the critic's members, and how the target combines them.
+    - `flow_steps`: Euler steps of the behavioural flow.
+    - `normalise_q`: divide the actor's Q term by mean |Q|.
+    - `critic`, `actor`: the networks; a [`floq_eqx.networks.ResidualConfig`][] makes the critic
+        residual.
+    """
+
+    action_size: int | None = eqx.field(static=True, default=None)
+    learning_rate: FloatLike = 3e-4
+    target_rate: FloatLike = 0.005
+    discount: FloatLike = 0.99
+    alpha: FloatLike = 10.0
+    ensemble_size: int = eqx.field(static=True, default=2)
+    aggregation: Aggregation = eqx.field(static=True, default="mean")
+    flow_steps: int = eqx.field(static=True, default=10)
+    normalise_q: bool = eqx.field(static=True, default=False)
+    critic: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
+    actor: NetworkConfig = eqx.field(static=True, default=MLPConfig())
+
+    def __check_init__(self):
+        check_range("learning_rate", self.learning_rate, 0)
+        check_range("target_rate", self.target_rate, 0, 1)
+        check_range("discount", self.discount, 0, 1, open_high=True)
+        check_range("alpha", self.alpha, 0)
+        check_sizes(ensemble_size=self.ensemble_size, flow_steps=self.flow_steps)
+        check_choice("aggregation", self.aggregation, Aggregation)
+
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
+        self.check_init_sizes(observation_size, action_size)
+        critic_key, policy_key = jax.random.split(key)
+        critic = ensemble(
+            lambda k: Critic(self.critic.build(observation_size + action_size, 1, key=k)),
+            self.ensemble_size,
+            key=critic_key,
+        )
+        policy = FlowPolicy(observation_size, action_size, self.actor, key=policy_key)
+        return self.fresh_state(FqlParams(critic, policy), critic)
+
+    def noise(self, batch_size: int, *, key: Key) -> FqlNoise:
+        keys = jax.random.split(key, 4)
+        shape = self.action_shape(batch_size)
+        return FqlNoise(
+            next_action=jax.random.normal(keys[0], shape),
+            bc_action=jax.random.normal(keys[1], shape),
+            bc_time=jax.random.uniform(keys[2], (batch_size,)),
+            actor=jax.random.normal(keys[3], shape),
+        )
+
+    def loss(
+        self, params: FqlParams, targets: Critic, batch: Batch, noise: FqlNoise
+    ) -> tuple[Scalar, Metrics]:
+        critic, metrics = self.critic_loss(params, targets, batch, noise)
+        actor, actor_metrics = flow_policy_loss(
+            params.policy,
+            lambda action: jnp.mean(
+                member_values(frozen(params.critic), batch.observation, action), axis=0
+            ),
+            batch,
+            noise,
+            alpha=self.alpha,
+            num_steps=self.flow_steps,
+            normalise_q=self.normalise_q,
+        )
+        loss = critic + actor
+        return loss, {"loss": loss} | metrics | actor_metrics
+
+    def critic_loss(
+        self, params: FqlParams, targets: Critic, batch: Batch, noise: FqlNoise
+    ) -> tuple[Scalar, Metrics]:
+        """The mean squared TD error of every member."""
+        next_action = jax.vmap(params.policy.act)(batch.next_observation, noise.next_action)
+        next_value = aggregate(
+            member_values(targets, batch.next_observation, next_action), self.aggregation
+        )
+        target = td_target(batch.reward, batch.mask, next_value, discount=self.discount)
+        q = member_values(params.critic, batch.observation, batch.action)
+        loss = critic_loss(q, target)
+        return loss, {
+            "critic_loss": loss,
+            "td_error": jnp.mean(squared_error(jnp.mean(q, axis=0), target)),
+            "q": jnp.mean(q),
+        }
+
+    def averaged(self, params: FqlParams) -> Critic:
+        return params.critic
+
+    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
+        noise = jax.random.normal(key, self.action_shape())
+        return state.params.policy.act(observation, noise)

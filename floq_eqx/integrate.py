@@ -1,0 +1,471 @@
+"""Integrating a velocity field from noise (t = 0) to data (t = 1).
+
+The only file that calls Diffrax. `solve_flow` takes any of its ODE solvers, with a fixed number
+of steps or with an adaptive step size controller, and returns a `FlowSolution`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_origin
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
+
+# What an implicit solver holds where it will use the step size controller's tolerances.
+_CONTROLLER_TOLERANCE = diffrax.ImplicitEuler().root_finder.rtol
+
+
+class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+    """How a solve went: Diffrax's results, and one for values that are not finite."""
+
+    non_finite = (
+        "The flow left the finite numbers: its value at t = 1 holds a NaN or an infinity. "
+        "Check x0, the arguments and the parameters of the velocity field for NaNs; if they are "
+        "finite, the field is too steep for these steps: take more of them."
+    )
+
+
+class FlowPath(eqx.Module):
+    """The values that a solve passed through, its start included.
+
+    With a fixed number of steps there are `num_steps + 1` of them. An adaptive solve fills the
+    first `accepted steps + 1` places of `max_steps + 1`; the rest hold infinity, as in Diffrax,
+    so `jnp.isfinite(path.time)` marks the ones that were reached.
+
+    **Attributes:**
+
+    - `time`: the times, increasing from 0 to 1.
+    - `value`: the values at these times, each of the shape of `x0`.
+    """
+
+    time: Float[Array, "*independent times"]
+    value: Float[Array, "..."]
+
+
+class FlowSolution(eqx.Module):
+    """What [`floq_eqx.solve_flow`][] returns.
+
+    With `independent=True` each attribute has the batch as its leading axis.
+
+    **Attributes:**
+
+    - `value`: the value at t = 1, of the shape and dtype of `x0`. After a solve that failed, the
+        last value that was reached.
+    - `num_steps`: how many steps were tried: those rejected by an adaptive controller count.
+    - `num_evaluations`: how many times the solve evaluated the velocity field, as executed on
+        the forward pass: stages of rejected steps and stages computed only for the error
+        estimate count, a stage reused from the step before does not. One evaluation of a whole
+        batch counts once. It is -1 where Diffrax does not tell: for implicit solvers, whose
+        root finder evaluates the field as often as it needs, and for solvers from elsewhere
+        that are not an explicit Runge--Kutta tableau.
+    - `result`: a member of [`floq_eqx.integrate.RESULTS`][]: `successful`, or why not.
+        `RESULTS[result]` is its message.
+    - `path`: a [`floq_eqx.FlowPath`][] with `save_path=True`, otherwise `None`.
+    """
+
+    value: Float[Array, "..."]
+    num_steps: Int[Array, "*independent"]
+    num_evaluations: Int[Array, "*independent"]
+    result: RESULTS
+    path: FlowPath | None
+
+
+class _Cost(NamedTuple):
+    """Evaluations of the field that a solver makes."""
+
+    init: int  # in `solver.init`
+    step: int  # in a step that can reuse the last stage of the step before
+    restart: int  # more, in a step that cannot
+    starts_afresh: bool  # whether the first step is one that cannot
+
+    def of_equal_steps(self, num_steps):
+        return self.init + self.step * num_steps + self.restart * self.starts_afresh
+
+
+def _cost(solver: diffrax.AbstractSolver) -> _Cost | None:
+    """The cost of a solver's steps, or None if that is not known before the solve."""
+    # A subclass that brings its own `step` may do anything in it.
+    step = type(solver).step
+    if step in (diffrax.Euler.step, diffrax.LeapfrogMidpoint.step):
+        return _Cost(init=0, step=1, restart=0, starts_afresh=False)
+    if step is diffrax.ReversibleHeun.step:
+        return _Cost(init=1, step=1, restart=1, starts_afresh=False)
+    if isinstance(solver, diffrax.HalfSolver):
+        inner = _cost(solver.solver)
+        # One full step and the first half-step start where the last step ended, the second
+        # half-step where the first one did.
+        return inner and inner._replace(step=3 * inner.step, restart=2 * inner.restart)
+    if isinstance(solver, diffrax.AbstractERK) and step is diffrax.AbstractERK.step:
+        tableau = solver.tableau
+        if isinstance(tableau, diffrax.ButcherTableau) and not tableau.implicit:
+            reused = int(tableau.fsal)
+            return _Cost(0, tableau.num_stages - reused, reused, True)
+    return None
+
+
+class _CountingController(diffrax.AbstractStepSizeController):
+    """Counts evaluations of the field on behalf of the controller that it wraps.
+
+    Only the controller's state survives a rejected step, so only here can a first step that is
+    tried several times, and computes its first stage each time, be counted.
+    """
+
+    controller: diffrax.AbstractStepSizeController
+    cost: _Cost = eqx.field(static=True)
+
+    def wrap(self, direction):
+        return _CountingController(self.controller.wrap(direction), self.cost)
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        selects = False
+
+        def noticed(*call):
+            nonlocal selects
+            selects = True
+            return func(*call)
+
+        t_next, state = self.controller.init(terms, t0, t1, y0, dt0, args, noticed, error_order)
+        # Choosing the first step (Hairer, Norsett and Wanner, II.4) takes two evaluations.
+        count = self.cost.init + (2 if selects else 0)
+        return t_next, (state, jnp.asarray(count, jnp.int32), jnp.asarray(self.cost.starts_afresh))
+
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
+        inner, count, afresh = controller_state
+        keep_step, t_prev, t_next, made_jump, inner, result = self.controller.adapt_step_size(
+            t0, t1, y0, y1_candidate, args, y_error, error_order, inner
+        )
+        count = count + self.cost.step + self.cost.restart * afresh.astype(jnp.int32)
+        afresh = jnp.where(keep_step, made_jump, afresh)
+        return keep_step, t_prev, t_next, made_jump, (inner, count, afresh), result
+
+
+class _VectorField(eqx.Module):
+    """A velocity in the form that Diffrax takes; a module, so that its adjoints see inside."""
+
+    velocity: Callable
+
+    def __call__(self, t, x, args):
+        return self.velocity(t, x, *args)
+
+
+def _scan(terms, solver, cost, x0, args, num_steps, save_path):
+    """Equal steps, driving the solver's own `init` and `step`.
+
+    Without step size control a solve is a loop over these, and `lax.scan` keeps what the
+    backward pass needs. Diffrax's loop would compute each step again there.
+    """
+    times = jnp.asarray(np.arange(num_steps + 1) / num_steps, x0.dtype)
+    state = solver.init(terms, times[0], times[1], x0, args)
+    state, static = eqx.partition(jax.tree.map(_as_array, state), eqx.is_array)
+
+    def step(carry, interval):
+        x, state, result = carry
+        state = eqx.combine(state, static)
+        x, _, _, state, outcome = solver.step(terms, *interval, x, args, state, made_jump=False)
+        state = eqx.filter(jax.tree.map(_as_array, state), eqx.is_array)
+        result = RESULTS.where(result == RESULTS.successful, RESULTS.promote(outcome), result)
+        kept: Any = x if save_path else None
+        return (x, state, result), kept
+
+    (value, _, result), values = jax.lax.scan(
+        step, (x0, state, RESULTS.successful), (times[:-1], times[1:])
+    )
+    path = FlowPath(times, jnp.concatenate([x0[None], values])) if save_path else None
+    num_evaluations = -1 if cost is None else cost.of_equal_steps(num_steps)
+    return value, num_steps, num_evaluations, result, path
+
+
+def _as_array(leaf):
+    return jnp.asarray(leaf) if isinstance(leaf, bool | int | float) else leaf
+
+
+def _diffeqsolve(
+    terms, solver, cost, x0, args, num_steps, controller, max_steps, save_path, adjoint
+):
+    """Adaptive steps, or equal ones with one of Diffrax's adjoints."""
+    if controller is None:
+        stepper, dt0, max_steps = diffrax.ConstantStepSize(), 1 / num_steps, num_steps
+    else:
+        # Without `dt0` the controller chooses the first step.
+        stepper, dt0 = controller, None
+        if cost is not None:
+            stepper = _CountingController(controller, cost)
+    saved: Any = diffrax.SubSaveAt(t1=True)
+    if save_path:
+        saved = [saved, diffrax.SubSaveAt(t0=True, steps=True)]
+    solution: Any = diffrax.diffeqsolve(
+        terms,
+        solver,
+        # In the dtype of x0: Diffrax would promote x0 to that of the times.
+        t0=jnp.zeros((), x0.dtype),
+        t1=jnp.ones((), x0.dtype),
+        dt0=None if dt0 is None else jnp.asarray(dt0, x0.dtype),
+        y0=x0,
+        args=args,
+        saveat=diffrax.SaveAt(subs=saved, controller_state=True),
+        stepsize_controller=stepper,
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=max_steps,
+        # A check inside jit would call back to the host.
+        throw=False,
+    )
+    if save_path:
+        [[value], values], [_, times] = solution.ys, solution.ts
+        path = FlowPath(times, values)
+    else:
+        [value], path = solution.ys, None
+    num_steps = solution.stats["num_steps"]
+    if cost is None:
+        num_evaluations = -1
+    elif controller is None:
+        num_evaluations = cost.of_equal_steps(num_steps)
+    else:
+        _, num_evaluations, _ = solution.controller_state
+    return value, num_steps, num_evaluations, RESULTS.promote(solution.result), path
+
+
+@eqx.filter_jit
+def _solve(velocity, x0, args, solver, num_steps, controller, max_steps, save_path, adjoint):
+    _check_velocity(velocity, x0, args)
+    terms, cost = diffrax.ODETerm(_VectorField(velocity)), _cost(solver)
+    if controller is None and adjoint is None:
+        solved = _scan(terms, solver, cost, x0, args, num_steps, save_path)
+    else:
+        solved = _diffeqsolve(
+            terms, solver, cost, x0, args, num_steps, controller, max_steps, save_path, adjoint
+        )
+    result: Any
+    value, num_steps, num_evaluations, result, path = solved
+    finite = jnp.isfinite(value).all()
+    return FlowSolution(
+        value=value,
+        num_steps=jnp.asarray(num_steps, jnp.int32),
+        num_evaluations=jnp.asarray(num_evaluations, jnp.int32),
+        result=RESULTS.where(finite, result, RESULTS.non_finite),
+        path=path,
+    )
+
+
+def _checked_int(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(
+            f"`{name}` is {value!r}, of type {type(value).__name__}; expected an int of at least "
+            "1. It sets the length of a loop, so it cannot be a traced value either."
+        )
+    if value < 1:
+        raise ValueError(f"`{name}` is {value}; expected an int of at least 1.")
+    return int(value)
+
+
+def _check_solver(solver: Any) -> None:
+    if not isinstance(solver, diffrax.AbstractSolver):
+        what = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
+        raise TypeError(
+            f"`solver` is {what}; expected an instance of a Diffrax ODE solver, for example "
+            "`diffrax.Euler()` or `diffrax.Tsit5()`."
+        )
+    structure = solver.term_structure
+    structure = get_origin(structure) or structure
+    if not (isinstance(structure, type) and issubclass(diffrax.ODETerm, structure)):
+        raise ValueError(
+            f"`solver` is {type(solver).__name__}, which solves stochastic or split equations: "
+            f"it takes terms {solver.term_structure}. The flow is one ordinary differential "
+            "equation; use a solver of those, for example `diffrax.Euler()`."
+        )
+
+
+def _check_stepping(solver: diffrax.AbstractSolver, controller: Any) -> None:
+    if controller is None:
+        tolerance = getattr(getattr(solver, "root_finder", None), "rtol", None)
+        if tolerance is _CONTROLLER_TOLERANCE:
+            name = type(solver).__name__
+            raise ValueError(
+                f"`solver` is {name}, an implicit solver that takes the tolerance of its root "
+                "finder from an adaptive controller, and there is none. Set the tolerance, as "
+                f"in `diffrax.{name}(root_finder=diffrax.VeryChord(rtol=1e-5, atol=1e-5, "
+                "norm=optimistix.rms_norm))`, or pass a `stepsize_controller`."
+            )
+        return
+    if not isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+        raise TypeError(
+            f"`stepsize_controller` is {controller!r}; expected an adaptive one, for example "
+            "`diffrax.PIDController(rtol=1e-3, atol=1e-6)`. For fixed steps leave it `None` and "
+            "set `num_steps`."
+        )
+    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        name = type(solver).__name__
+        raise ValueError(
+            f"`stepsize_controller` adapts steps to the solver's error estimate, and {name} "
+            "makes none. Use a solver that does, such as `diffrax.Heun()` or `diffrax.Tsit5()`; "
+            f"or `diffrax.HalfSolver(diffrax.{name}())`; or `stepsize_controller=None` for "
+            "`num_steps` fixed steps."
+        )
+
+
+def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> None:
+    time = jax.ShapeDtypeStruct((), x0.dtype)
+    got = eqx.filter_eval_shape(velocity, time, x0, *args)
+    if not isinstance(got, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"`velocity` returned {got}; expected one array of the shape and dtype of `x0`, "
+            f"{x0.dtype}{list(x0.shape)}."
+        )
+    if (got.shape, got.dtype) != (x0.shape, x0.dtype):
+        raise ValueError(
+            f"`velocity` returned {got.dtype}{list(got.shape)}; expected the shape and dtype of "
+            f"`x0`, {x0.dtype}{list(x0.shape)}. It is called with a scalar time and all of `x0` "
+            "(with `independent=True`, one element of it): vmap a field of one example first."
+        )
+
+
+def _check_batch(x0: Array, args: tuple) -> None:
+    if x0.ndim == 0:
+        raise ValueError(
+            "`independent=True` solves along the leading axis of `x0`, and `x0` is a scalar. "
+            "Use `independent=False`, or give `x0` a batch axis."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        if eqx.is_array(leaf) and leaf.shape[:1] != x0.shape[:1]:
+            raise ValueError(
+                f"`args{jax.tree_util.keystr(path)}` has shape {leaf.shape}; with "
+                f"`independent=True` every array in `args` is split along its leading axis, "
+                f"which is that of `x0`: expected ({x0.shape[0]}, ...). What all elements share "
+                "belongs in `velocity`: a field of a module, or a closure."
+            )
+
+
+def _raise_if_failed(solution: FlowSolution) -> None:
+    """Raise on a failed solve whose result is known; do nothing on a traced one."""
+    failed = solution.result != RESULTS.successful
+    try:
+        if not bool(failed.any()):
+            return
+    except jax.errors.ConcretizationTypeError:
+        return
+    if failed.ndim == 0:
+        what, result = "The solve", solution.result
+    else:
+        first, count = int(failed.argmax()), int(failed.sum())
+        what = f"{count} of {failed.size} solves failed. The first, element {first},"
+        result = jax.tree.map(lambda leaf: leaf[first], solution.result)
+    raise RuntimeError(
+        f"{what} failed: {RESULTS[result]} "
+        "(`throw=False` returns the solution all the same, with this in its `result`.)"
+    )
+
+
+def solve_flow(
+    velocity: Callable[..., Array],
+    x0: Shaped[ArrayLike, "..."],
+    *args: PyTree,
+    solver: diffrax.AbstractSolver = diffrax.Euler(),  # noqa: B008
+    num_steps: int = 8,
+    stepsize_controller: diffrax.AbstractAdaptiveStepSizeController | None = None,
+    max_steps: int = 4096,
+    independent: bool = False,
+    save_path: bool = False,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    throw: bool = True,
+) -> FlowSolution:
+    r"""Carries `x0` along a velocity field from t = 0 to t = 1:
+
+    $$\frac{\mathrm{d}x}{\mathrm{d}t}(t) = v(t, x(t), \text{args}), \qquad x(0) = x_0.$$
+
+    With the defaults these are the K = 8 Euler steps of floq (arXiv 2509.06863, section 4),
+    $x_{(k+1)/K} = x_{k/K} + v(k/K, x_{k/K}) / K$.
+
+    !!! example
+
+        ```python
+        # One network, a batch of observations, one z each.
+        field = lambda t, z, observation: jax.vmap(network, (None, 0, 0))(t, z, observation)
+        q = solve_flow(field, z0, observation).value
+        q = solve_flow(field, z0, observation, solver=diffrax.Midpoint(), num_steps=4).value
+        ```
+
+    **Arguments:**
+
+    - `velocity`: the field, called as `velocity(t, x, *args)` with a scalar `t` and an `x` of
+        the shape of `x0`; it returns an array of that shape and dtype. If `x0` is a batch, it
+        takes the whole batch. A module's arrays are arguments of the compiled solve. Outside
+        `jit`, pass a module or a function that is defined once: a new lambda in every call
+        compiles in every call.
+    - `x0`: the value at t = 0: floats, of any shape. Times are computed in its dtype.
+    - `*args`: further arguments of the field: any PyTrees.
+    - `solver`: any Diffrax solver of ordinary differential equations.
+    - `num_steps`: K, the number of equal steps. Not used with a `stepsize_controller`.
+    - `stepsize_controller`: an adaptive controller, such as
+        `diffrax.PIDController(rtol=1e-3, atol=1e-6)`. The solver must estimate its error.
+        `None` makes `num_steps` equal steps.
+    - `max_steps`: the most steps that an adaptive solve tries, rejected ones included. Not used
+        with fixed steps.
+    - `independent`: whether each element along the leading axis of `x0` is a system of its own,
+        with its own steps and its own result. Then `velocity` takes *one* element; every array
+        in `args` has the same leading axis and is split along it; what the elements share
+        belongs in `velocity`. A solve takes as long as its slowest element. Otherwise all of
+        `x0` is one system, and an adaptive controller chooses its steps by the root mean square
+        of the errors of the whole batch.
+    - `save_path`: whether to return the value at every step. An adaptive solve then allocates
+        `max_steps + 1` values.
+    - `adjoint`: how to differentiate. `None` is the fastest for reverse mode: with fixed steps
+        it stores every intermediate of the field, as `jax.lax.scan` does; with adaptive ones it
+        is `diffrax.RecursiveCheckpointAdjoint()`. Pass the latter with fixed steps, too, to store
+        only states and evaluate the field once more on the backward pass. For forward mode
+        (`jax.jvp`) pass `diffrax.ForwardMode()`; Euler with fixed steps does not need it.
+    - `throw`: whether a solve that failed raises. It does so outside of JAX's transformations
+        only, and waits for the solve to finish. Inside `jit` and `vmap` there is no check, so
+        that no compiled update calls back to the host: look at `result`.
+
+    **Returns:**
+
+    A [`floq_eqx.FlowSolution`][].
+
+    **Raises:**
+
+    - `TypeError`, `ValueError`: for an argument that cannot be right: not a solver or not one of
+        ordinary differential equations, an adaptive controller with a solver that makes no
+        error estimate, an implicit solver with no tolerance, a number of steps below 1, an `x0`
+        that is not floating point, a field that returns another shape or dtype, `args` that do
+        not match `x0` with `independent=True`.
+    - `RuntimeError`: with `throw=True` and outside of JAX's transformations, if the step limit
+        was reached, the value is not finite, or an implicit step did not converge.
+    """
+    _check_solver(solver)
+    _check_stepping(solver, stepsize_controller)
+    num_steps = _checked_int("num_steps", num_steps)
+    max_steps = _checked_int("max_steps", max_steps)
+    dtype = jnp.result_type(x0)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"`x0` has dtype {dtype}; expected floating point numbers. Convert it, for example "
+            "with `x0.astype(jnp.float32)`."
+        )
+    # With the dtype named, a Python number becomes a strongly typed array.
+    x0 = jnp.asarray(x0, dtype)
+
+    def solve(x0, args):
+        return _solve(
+            velocity,
+            x0,
+            args,
+            solver,
+            num_steps,
+            stepsize_controller,
+            max_steps,
+            save_path,
+            adjoint,
+        )
+
+    if independent:
+        _check_batch(x0, args)
+        solution = eqx.filter_vmap(solve)(x0, args)
+    else:
+        solution = solve(x0, args)
+    if throw:
+        _raise_if_failed(solution)
+    return solution

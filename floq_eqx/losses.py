@@ -1,0 +1,74 @@
+"""Losses: arrays in, arrays out.
+
+Elementwise where that makes sense, so that the caller decides what is summed or averaged. Shapes
+must be equal: nothing broadcasts.
+"""
+
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float
+
+from ._types import Scalar
+
+
+def squared_error(
+    prediction: Float[Array, "*shape"], target: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """(prediction - target)², elementwise.
+
+    **Raises:** `ValueError` if the shapes differ.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"Prediction and target must have the same shape, got {prediction.shape} and "
+            f"{target.shape}."
+        )
+    return jnp.square(prediction - target)
+
+
+def flow_matching_loss(
+    velocity: Float[Array, "*shape"], target: Float[Array, "*shape"]
+) -> Scalar:
+    r"""$\mathbb{E} \lVert v(t, x_t) - (x_1 - x_0) \rVert^2$, the mean over all entries.
+
+    Source: Lipman et al., arXiv 2210.02747, equation 9.
+    """
+    return jnp.mean(squared_error(velocity, target))
+
+
+def value_flow_loss(
+    velocity: Float[Array, "ensemble batch noise"], target: Float[Array, "batch noise"]
+) -> Scalar:
+    """The flow-matching loss of a value: the sum over noise samples, the mean over the rest.
+
+    **Arguments:**
+
+    - `velocity`: every member's v(t, z_t | s, a).
+    - `target`: x1 - z0, the same for all members.
+
+    Source: floq, arXiv 2509.06863, equation 4.2 (the sum over m is the released code's).
+    """
+    error = squared_error(velocity, jnp.broadcast_to(target[None], velocity.shape))
+    return jnp.mean(jnp.sum(error, axis=2))
+
+
+def distillation_loss(
+    student: Float[Array, "*shape"], teacher: Float[Array, "*shape"]
+) -> Scalar:
+    """The mean squared error against a teacher that receives no gradient."""
+    return jnp.mean(squared_error(student, stop_gradient(teacher)))
+
+
+def critic_loss(q: Float[Array, "ensemble batch"], target: Float[Array, "batch"]) -> Scalar:
+    """The mean squared TD error of every member against one target, without its gradient."""
+    return distillation_loss(q, jnp.broadcast_to(target[None], q.shape))
+
+
+def policy_loss(q: Float[Array, "batch"], *, normalise: bool = False) -> Scalar:
+    """-mean(q), which the actor descends.
+
+    With `normalise`, divided by mean |q| (without its gradient), so that the weight of the other
+    terms does not depend on the scale of the rewards (TD3+BC, arXiv 2106.06860, equation 5).
+    """
+    loss = -jnp.mean(q)
+    return loss * stop_gradient(1 / jnp.mean(jnp.abs(q))) if normalise else loss

@@ -1,0 +1,223 @@
+"""Networks in the layout of the released code: one example in, one out."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._types import Key
+
+T = TypeVar("T")
+
+
+def ensemble(make: Callable[[Key], T], size: int, *, key: Key) -> T:
+    """`size` members made by `make(key)`, stacked: every array gets a leading axis.
+
+    Evaluate with `eqx.filter_vmap(lambda member: member(...))(members)`.
+    """
+    if size < 1:
+        raise ValueError(f"An ensemble needs at least one member, got {size}.")
+    return eqx.filter_vmap(make)(jax.random.split(key, size))
+
+
+class Layer(eqx.Module):
+    """Dense, then GELU (tanh-approximate), then LayerNorm (epsilon 1e-6) where it is asked for.
+
+    The kernel is drawn from variance-scaling(1, fan_avg, uniform), the bias is zero.
+    `norm_first` swaps the last two.
+    """
+
+    linear: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm | None
+    norm_first: bool = eqx.field(static=True)
+
+    def __init__(
+        self, in_size: int, out_size: int, *, layer_norm: bool, norm_first: bool = False, key: Key
+    ):
+        self.linear = dense(in_size, out_size, key=key)
+        self.norm = eqx.nn.LayerNorm(out_size, eps=1e-6) if layer_norm else None
+        self.norm_first = norm_first
+
+    def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
+        norm = (lambda h: h) if self.norm is None else self.norm
+        h = self.linear(x)
+        return jax.nn.gelu(norm(h)) if self.norm_first else norm(jax.nn.gelu(h))
+
+
+def dense(in_size: int, out_size: int, *, key: Key) -> eqx.nn.Linear:
+    """`eqx.nn.Linear` with a variance-scaling(1, fan_avg, uniform) kernel and a zero bias.
+
+    **Raises:** `ValueError` unless both sizes are positive.
+    """
+    if in_size < 1 or out_size < 1:
+        raise ValueError(f"Layer sizes must be positive, got {in_size} -> {out_size}.")
+    linear = eqx.nn.Linear(in_size, out_size, key=key)
+    kernel = jax.nn.initializers.variance_scaling(
+        1.0, "fan_avg", "uniform", in_axis=1, out_axis=0
+    )
+    new = (kernel(key, linear.weight.shape, linear.weight.dtype), jnp.zeros((out_size,)))
+    return eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
+
+
+class AbstractNetwork(eqx.Module):
+    """A vector in, a vector out; `features` is what the last layer sees."""
+
+    @abc.abstractmethod
+    def features(self, x: Float[Array, "in_size"]) -> Float[Array, "width"]:
+        """The penultimate features."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
+        """The output of the last layer, which has neither activation nor norm."""
+
+
+class MLP(AbstractNetwork):
+    """Hidden layers as in [`floq_eqx.networks.Layer`][], then a plain dense one."""
+
+    hidden: tuple[Layer, ...]
+    output: eqx.nn.Linear
+
+    def __init__(
+        self,
+        in_size: int,
+        hidden_sizes: tuple[int, ...],
+        out_size: int,
+        *,
+        layer_norm: bool = False,
+        norm_first: bool = False,
+        key: Key,
+    ):
+        """**Arguments:**
+
+        - `in_size`, `hidden_sizes`, `out_size`: layer sizes, each at least 1.
+        - `layer_norm`: whether hidden layers are normalised.
+        - `norm_first`: LayerNorm before the activation instead of after it.
+        - `key`: for the initialisation.
+        """
+        sizes = (in_size, *hidden_sizes)
+        keys = jax.random.split(key, len(sizes))
+        self.hidden = tuple(
+            Layer(i, o, layer_norm=layer_norm, norm_first=norm_first, key=k)
+            for i, o, k in zip(sizes[:-1], sizes[1:], keys[:-1], strict=True)
+        )
+        self.output = dense(sizes[-1], out_size, key=keys[-1])
+
+    def features(self, x: Float[Array, "in_size"]) -> Float[Array, "width"]:
+        for layer in self.hidden:
+            x = layer(x)
+        return x
+
+    def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
+        return self.output(self.features(x))
+
+
+class ResidualMLP(AbstractNetwork):
+    """A first layer, then blocks of layers with a skip connection around each, then a dense one.
+
+    With K blocks it spends about as much computation as K integration steps of a field of the same
+    width: the control with matched compute of floq, arXiv 2509.06863, section 5.
+    """
+
+    first: Layer
+    blocks: tuple[tuple[Layer, ...], ...]
+    output: eqx.nn.Linear
+
+    def __init__(
+        self,
+        in_size: int,
+        width: int,
+        num_blocks: int,
+        out_size: int,
+        *,
+        block_layers: int = 2,
+        layer_norm: bool = False,
+        norm_first: bool = False,
+        key: Key,
+    ):
+        """**Arguments:**
+
+        - `in_size`, `width`, `out_size`: layer sizes, each at least 1.
+        - `num_blocks`: the number of skip connections, at least 0.
+        - `block_layers`: the number of layers that each skips.
+        - `layer_norm`, `norm_first`, `key`: as in [`floq_eqx.networks.MLP`][].
+        """
+        if num_blocks < 0 or block_layers < 1:
+            raise ValueError(
+                "Needs num_blocks >= 0 and block_layers >= 1, got "
+                f"{num_blocks} and {block_layers}."
+            )
+        first_key, blocks_key, last_key = jax.random.split(key, 3)
+
+        def layer(size: int, key: Key) -> Layer:
+            return Layer(size, width, layer_norm=layer_norm, norm_first=norm_first, key=key)
+
+        self.first = layer(in_size, first_key)
+        self.blocks = tuple(
+            tuple(layer(width, k) for k in jax.random.split(block_key, block_layers))
+            for block_key in jax.random.split(blocks_key, num_blocks)
+        )
+        self.output = dense(width, out_size, key=last_key)
+
+    def features(self, x: Float[Array, "in_size"]) -> Float[Array, "width"]:
+        x = self.first(x)
+        for block in self.blocks:
+            h = x
+            for layer in block:
+                h = layer(h)
+            x = x + h
+        return x
+
+    def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
+        return self.output(self.features(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """How to build an [`floq_eqx.networks.MLP`][] once its input and output sizes are known."""
+
+    hidden_sizes: tuple[int, ...] = (512, 512, 512, 512)
+    layer_norm: bool = False
+    norm_first: bool = False
+
+    def build(self, in_size: int, out_size: int, *, key: Key) -> AbstractNetwork:
+        """A freshly initialised network."""
+        return MLP(
+            in_size,
+            self.hidden_sizes,
+            out_size,
+            layer_norm=self.layer_norm,
+            norm_first=self.norm_first,
+            key=key,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualConfig:
+    """The same for a [`floq_eqx.networks.ResidualMLP`][]."""
+
+    width: int = 512
+    num_blocks: int = 8
+    block_layers: int = 2
+    layer_norm: bool = False
+    norm_first: bool = False
+
+    def build(self, in_size: int, out_size: int, *, key: Key) -> AbstractNetwork:
+        """A freshly initialised network."""
+        return ResidualMLP(
+            in_size,
+            self.width,
+            self.num_blocks,
+            out_size,
+            block_layers=self.block_layers,
+            layer_norm=self.layer_norm,
+            norm_first=self.norm_first,
+            key=key,
+        )
+
+
+NetworkConfig: TypeAlias = MLPConfig | ResidualConfig

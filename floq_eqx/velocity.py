@@ -1,0 +1,101 @@
+"""Velocity fields: what a flow integrates, for one example."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._types import Action, Observation, Scalar
+from .embeddings import AbstractEmbedding
+from .networks import AbstractNetwork
+
+
+class ValueVelocity(eqx.Module):
+    """The velocity v(t, z | s, a) of a scalar that ends, at t = 1, as Q(s, a).
+
+    The network sees s, a, an embedding of z and one of t, concatenated in this order; z itself is
+    never fed, clipped or normalised.
+
+    Source: floq, arXiv 2509.06863, sections 4.1 and 4.2.
+    """
+
+    network: AbstractNetwork
+    value_embedding: AbstractEmbedding
+    time_embedding: AbstractEmbedding
+
+    def features(
+        self, t: Scalar, z: Scalar, observation: Observation, action: Action
+    ) -> Float[Array, "width"]:
+        """The penultimate features of the network."""
+        return self.network.features(self._input(t, z, observation, action))
+
+    def __call__(
+        self, t: Scalar, z: Scalar, observation: Observation, action: Action
+    ) -> Scalar:
+        """**Arguments:** the flow time `t` in [0, 1], the flow variable `z`, s and a.
+
+        **Returns:** dz/dt, in units of the return.
+        """
+        return jnp.squeeze(self.network(self._input(t, z, observation, action)), 0)
+
+    def _input(
+        self, t: Scalar, z: Scalar, observation: Observation, action: Action
+    ) -> Float[Array, "in_size"]:
+        embedded = [self.value_embedding(z), self.time_embedding(t)]
+        return jnp.concatenate([observation, action, *embedded])
+
+
+class ActionVelocity(eqx.Module):
+    """The velocity v(t, x | s) of an action that ends, at t = 1, as one of the behaviour policy.
+
+    The network sees s, x and t itself, concatenated in this order.
+
+    Source: FQL, arXiv 2502.02538, section 4.
+    """
+
+    network: AbstractNetwork
+
+    def __call__(
+        self, t: Scalar, x: Action, observation: Observation
+    ) -> Float[Array, "action"]:
+        """**Arguments:** the flow time `t` in [0, 1], the flow variable `x` and s.
+
+        **Returns:** dx/dt.
+        """
+        return self.network(jnp.concatenate([observation, x, t[None]]))
+
+
+def member_velocities(
+    members: ValueVelocity,
+    t: Float[Array, "..."],
+    z: Float[Array, "ensemble batch noise"] | Float[Array, "batch noise"],
+    observation: Float[Array, "batch observation"],
+    action: Float[Array, "batch action"] | Float[Array, "batch noise action"],
+) -> Float[Array, "ensemble batch noise"]:
+    """Every member's velocity for every transition and noise sample.
+
+    **Arguments:**
+
+    - `members`: an ensemble of fields, stacked.
+    - `t`: one time for all, or one for each transition and noise sample, `[batch noise]`.
+    - `z`: each member's own flow variable, or one for all of them.
+    - `observation`: s, shared by the noise samples.
+    - `action`: a, shared by the noise samples, or one for each.
+    """
+    per_sample = jax.vmap(
+        lambda member, *args: member(*args),
+        in_axes=(None, 0 if t.ndim else None, 0, None, 0 if action.ndim == 3 else None),
+    )
+    per_example = jax.vmap(per_sample, in_axes=(None, 0 if t.ndim else None, 0, 0, 0))
+    per_member = jax.vmap(per_example, in_axes=(0, None, 0 if z.ndim == 3 else None, None, None))
+    return per_member(members, t, z, observation, action)
+
+
+def action_velocities(
+    field: ActionVelocity,
+    t: Float[Array, "..."],
+    x: Float[Array, "batch action"],
+    observation: Float[Array, "batch observation"],
+) -> Float[Array, "batch action"]:
+    """The velocity of every action of a batch; `t` is one time for all or one for each."""
+    return jax.vmap(field, in_axes=(0 if t.ndim else None, 0, 0))(t, x, observation)
