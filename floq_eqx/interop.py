@@ -1,6 +1,7 @@
 """Parameters of the reference implementations, brought into this library's agents."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -176,8 +177,9 @@ def _shared(config: _Config) -> dict[str, Any]:
 
 
 def _floq(config: _Config, params: Mapping[str, Any]) -> Floq:
-    del params
-    hidden = tuple(config["value_hidden_dims"])
+    residual = config["use_resnets"]
+    field = None if residual else _hidden_sizes(params, "modules_floq/mlp")
+    critic = _hidden_sizes(params, "modules_critic/value_net")
     return Floq(
         **_shared(config),
         reward_min=config["r_min"],
@@ -194,21 +196,25 @@ def _floq(config: _Config, params: Mapping[str, Any]) -> Floq:
         num_bins=config["num_bins"],
         sigma=config["sigma"],
         reward_offset=config["reward_offset"],
-        field=_critic_network(config, None if config["use_resnets"] else hidden),
-        critic=_critic_network(config, hidden),
+        field=_critic_network(config, field),
+        critic=_critic_network(config, critic),
     )
 
 
 def _hidden_sizes(params: Mapping[str, Any], prefix: str) -> tuple[int, ...]:
-    """The widths of the MLP below `prefix`, without its output."""
-    sizes = []
-    while (path := f"{prefix}/Dense_{len(sizes)}/kernel") in params:
-        sizes.append(int(np.shape(params[path])[-1]))
-    return tuple(sizes[:-1])
+    """The hidden widths of the MLP below `prefix`, by its biases.
+
+    Which of the configuration's keys holds them differs between networks and releases.
+    """
+    widths: dict[int, int] = {}
+    for path, array in params.items():
+        match = re.fullmatch(rf"{re.escape(prefix)}/Dense_(\d+)/(kernel|bias)", path)
+        if match and np.ndim(array) and (match[2] == "bias" or int(match[1]) not in widths):
+            widths[int(match[1])] = int(np.shape(array)[-1])
+    return tuple(width for _, width in sorted(widths.items()))[:-1]
 
 
 def _fql(config: _Config, params: Mapping[str, Any]) -> FQL:
-    # The reference keeps the sizes of an ordinary critic out of its configuration.
     hidden = _hidden_sizes(params, "modules_critic/value_net")
     return FQL(
         **_shared(config),

@@ -1,1 +1,33 @@
 """Transitions, OGBench datasets and their collection."""
+
+from .collect import collect_dataset as collect_dataset
+from .ogbench import (
+    DatasetName as DatasetName,
+    dataset_names as dataset_names,
+    fetch_dataset as fetch_dataset,
+    load_dataset as load_dataset,
+    make_environment as make_environment,
+    parse_name as parse_name,
+)
+from .transitions import (
+    Batch as Batch,
+    check_data as check_data,
+    reward_range as reward_range,
+    sample as sample,
+    take as take,
+)
+
+__all__ = [
+    "Batch",
+    "DatasetName",
+    "check_data",
+    "collect_dataset",
+    "dataset_names",
+    "fetch_dataset",
+    "load_dataset",
+    "make_environment",
+    "parse_name",
+    "reward_range",
+    "sample",
+    "take",
+]

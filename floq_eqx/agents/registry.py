@@ -1,0 +1,99 @@
+"""All agents by name, and their hyperparameters as plain data."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import diffrax
+
+from ..networks import MLPConfig, ResidualConfig
+from .base import Agent
+from .floq import Floq
+from .fql import FQL
+
+AGENTS: dict[str, type[Agent]] = {"floq": Floq, "fql": FQL}
+"""Every algorithm; adding one here adds it to the command line, the presets and the tests."""
+
+SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
+    solver.__name__.lower(): solver
+    for solver in (
+        diffrax.Euler,
+        diffrax.Midpoint,
+        diffrax.Heun,
+        diffrax.Ralston,
+        diffrax.Bosh3,
+        diffrax.Tsit5,
+        diffrax.Dopri5,
+        diffrax.Dopri8,
+    )
+}
+"""The explicit solvers that a configuration can name; in code, any Diffrax solver will do."""
+
+_NETWORKS = {"mlp": MLPConfig, "residual": ResidualConfig}
+
+
+def nearest(kind: str, name: Any, known: Iterable[str]) -> ValueError:
+    """The error for an unknown name, with the known ones that look most like it."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=3) or known
+    return ValueError(f"Unknown {kind} {name!r}; did you mean {' or '.join(close)}?")
+
+
+def to_plain(agent: Agent) -> dict[str, Any]:
+    """An agent's hyperparameters as numbers, strings, lists and dicts, fit for JSON.
+
+    **Raises:** `ValueError` for a solver that has no name in `SOLVERS`.
+    """
+
+    def plain(value: Any) -> Any:
+        for kind, config in _NETWORKS.items():
+            if isinstance(value, config):
+                return {"kind": kind} | plain(dataclasses.asdict(value))
+        if isinstance(value, diffrax.AbstractSolver):
+            name = type(value).__name__.lower()
+            if name not in SOLVERS:
+                raise nearest("solver", name, SOLVERS)
+            return name
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(entry) for entry in value]
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        return float(value)
+
+    return {f.name: plain(getattr(agent, f.name)) for f in dataclasses.fields(agent)}
+
+
+def from_plain(name: str, hyperparameters: dict[str, Any]) -> Agent:
+    """The agent `name` with these hyperparameters; what is absent keeps its default.
+
+    **Raises:** `ValueError` for an unknown agent, solver or hyperparameter, with the nearest
+    names, and for values that the agent refuses.
+    """
+    if name not in AGENTS:
+        raise nearest("agent", name, AGENTS)
+    known = {f.name for f in dataclasses.fields(AGENTS[name])}
+    values = {}
+    for key, value in hyperparameters.items():
+        if key not in known:
+            raise nearest(f"hyperparameter of {name}", key, known)
+        values[key] = _from_plain_value(key, value)
+    return AGENTS[name](**values)
+
+
+def _from_plain_value(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        fields = dict(value)
+        kind = fields.pop("kind", None)
+        if kind not in _NETWORKS:
+            raise nearest("kind of network", kind, _NETWORKS)
+        return _NETWORKS[kind](**{k: _from_plain_value(k, v) for k, v in fields.items()})
+    if isinstance(value, list):
+        return tuple(value)
+    if key == "solver":
+        if value not in SOLVERS:
+            raise nearest("solver", value, SOLVERS)
+        return SOLVERS[value]()
+    return value

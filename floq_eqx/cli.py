@@ -1,0 +1,268 @@
+"""The `floq` program: parsing and printing; the work is done by the library."""
+
+import argparse
+import dataclasses
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ._types import FloatLike
+from .agents.base import Agent
+from .agents.registry import AGENTS, SOLVERS, from_plain, nearest, to_plain
+from .training import DivergedError, Run, TrainConfig, train
+
+_DEFAULT_ENVIRONMENT = TrainConfig().environment
+_OF_THE_DATA = ("action_size", "reward_min", "reward_max")
+_COMMANDS = {
+    "train": "train an agent offline on an OGBench task, in a folder of its own",
+    "evaluate": "run a trained policy",
+    "collect": "collect or fetch a dataset",
+    "plot": "draw learning curves",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    **Arguments:** `argv`: the words after the program's name; `sys.argv`'s by default.
+
+    **Returns:** the exit status: 0, 1 after an error that is printed, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": _train, "evaluate": _evaluate, "collect": _collect, "plot": _plot}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: floq COMMAND [-h] ...\n\nFlow-matching Q-functions.\n\ncommands:")
+        for name, text in _COMMANDS.items():
+            print(f"  {name:10} {text}")
+        print("\n`floq COMMAND --help` lists a command's options.")
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in commands:
+            raise nearest("command", arguments[0], commands)
+        commands[arguments[0]](arguments[1:])
+    except KeyboardInterrupt:
+        print("floq: interrupted; the same command with --resume continues a run", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, DivergedError, FloatingPointError) as error:
+        print(f"floq: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(arguments: list[str]) -> None:
+    from .plotting import learning_curves
+    from .presets import preset
+
+    # These three decide which options there are, and what their defaults are.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--agent", default="floq")
+    first.add_argument("--env", default=_DEFAULT_ENVIRONMENT)
+    first.add_argument("--preset", default="laptop")
+    chosen, rest = first.parse_known_args(arguments)
+    if chosen.agent not in AGENTS:
+        raise nearest("agent", chosen.agent, AGENTS)
+    defaults = preset(chosen.preset, agent=chosen.agent, environment=chosen.env)
+
+    skipped = ("environment", "agent")
+    options = _dataclass_like(TrainConfig, defaults, skip=skipped)
+    hyperparameters = _dataclass_like(AGENTS[chosen.agent], defaults.agent, skip=_OF_THE_DATA)
+
+    @dataclasses.dataclass
+    class Train:
+        run: options = dataclasses.field(default_factory=options)  # pyright: ignore
+        agent: hyperparameters = dataclasses.field(default_factory=hyperparameters)  # pyright: ignore
+        out: Annotated[
+            str | None,
+            tyro.conf.arg(help="the run's folder (default: runs/ENV-AGENT-PRESET-seedN)"),
+        ] = None
+        resume: Annotated[
+            bool, tyro.conf.arg(help="continue the run that is in the folder")
+        ] = False
+
+    parsed = tyro.cli(
+        tyro.conf.OmitArgPrefixes[Train],
+        prog="floq train",
+        description=(
+            "Train an agent offline on an OGBench task.\n\n"
+            f"--agent {{{','.join(AGENTS)}}} (here: {chosen.agent}), --env NAME (here: "
+            f"{chosen.env}) and --preset {{laptop,paper}} (here: {chosen.preset}) decide the "
+            "defaults below."
+        ),
+        args=rest,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    config = dataclasses.replace(
+        defaults, agent=_rebuilt(defaults.agent, parsed.agent), **_shallow(parsed.run)
+    )
+    stem = chosen.env.removesuffix("-v0")
+    folder = Path(
+        parsed.out or f"runs/{stem}-{chosen.agent}-{chosen.preset}-seed{config.seed}"
+    )
+    print(f"training {chosen.agent} on {chosen.env} in {folder}", flush=True)
+    run = train(config, folder, resume=parsed.resume, report=lambda line: print(line, flush=True))
+    figure = learning_curves([run], folder / "learning_curve.png")
+    print(f"done: {folder} holds checkpoints, tables and {figure.name}")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from .evaluation import evaluate, make_environments, record
+    from .training.run import describe
+
+    @dataclasses.dataclass
+    class Evaluate:
+        run: tyro.conf.Positional[str]
+        """The run's folder."""
+        checkpoint: int | None = None
+        """Which checkpoint, by its number of updates; the last by default."""
+        episodes: int = 50
+        """How many episodes."""
+        seed: int = 0
+        """The first episode's seed; the others follow it."""
+        success_timing: Literal["pre", "post"] | None = None
+        """Score the state before a step (OGBench 1.2's default) or after it (as published)."""
+        num_candidates: int | None = None
+        """Take the best of this many actions by the integral of the field."""
+        num_steps: int | None = None
+        """Integrate the field in this many steps (K)."""
+        solver: Literal[tuple(SOLVERS)] | None = None  # pyright: ignore
+        """Integrate the field with this solver."""
+        video: str | None = None
+        """Also write the first episode as a GIF."""
+
+    options = tyro.cli(Evaluate, prog="floq evaluate", args=arguments)
+    run = Run(options.run)
+    agent, state = run.load(step=options.checkpoint)
+    changes = {
+        name: value
+        for name in ("num_candidates", "num_steps", "solver")
+        if (value := getattr(options, name)) is not None
+    }
+    agent = _with_test_time_options(agent, changes)
+    name, timing = run.config.environment, options.success_timing or run.config.success_timing
+    environments = make_environments(name, min(10, options.episodes), success_timing=timing)
+    try:
+        result = evaluate(
+            agent, state, environments, num_episodes=options.episodes, seed=options.seed
+        )
+    finally:
+        environments.close()
+    print(f"update {int(state.step)}: {describe(result)}")
+    if options.video:
+        record(agent, state, name, options.video, seed=options.seed)
+        print(f"wrote {options.video}")
+
+
+def _with_test_time_options(agent: Agent, changes: dict[str, Any]) -> Agent:
+    """The agent with another K, solver or number of candidates, where its policy uses them."""
+    known = {f.name for f in dataclasses.fields(agent)}
+    for name in changes:
+        if name not in known:
+            raise ValueError(
+                f"A policy of {type(agent).__name__} integrates no value: {name} means nothing."
+            )
+    plain = to_plain(agent) | changes
+    if {"num_steps", "solver"} & set(changes) and plain["num_candidates"] == 1:
+        raise ValueError(
+            "The one-step policy does not integrate the field, so K and the solver change "
+            "nothing; with --num-candidates N it takes the best of N actions by the integral."
+        )
+    name = next(name for name, kind in AGENTS.items() if type(agent) is kind)
+    return from_plain(name, plain)
+
+
+def _collect(arguments: list[str]) -> None:
+    from .data import collect_dataset, fetch_dataset, parse_name
+    from .data.ogbench import DEFAULT_DIRECTORY
+
+    @dataclasses.dataclass
+    class Collect:
+        env: tyro.conf.Positional[str]
+        """An OGBench name, such as cube-single-play-v0."""
+        out: str = DEFAULT_DIRECTORY
+        """The folder for <name>.npz and <name>-val.npz."""
+        episodes: int | None = None
+        """How many training episodes; OGBench's own number by default."""
+        workers: int | None = None
+        """How many processes; one a core by default."""
+        seed: int = 0
+        """Episodes depend on this alone, not on the number of workers."""
+        fetch: bool = False
+        """Download the published files instead of collecting."""
+        mirror: str | None = None
+        """With --fetch: the address to download from, instead of OGBench's server."""
+
+    options = tyro.cli(Collect, prog="floq collect", args=arguments)
+    if options.mirror is not None and not options.fetch:
+        raise ValueError("--mirror says where to fetch from: give --fetch with it.")
+    name = parse_name(options.env).dataset
+    if options.fetch:
+        path = fetch_dataset(name, options.out, mirror=options.mirror)
+    else:
+        path = Path(options.out).expanduser() / f"{name}.npz"
+        collect_dataset(
+            name,
+            path,
+            num_episodes=options.episodes,
+            num_workers=options.workers,
+            seed=options.seed,
+        )
+    print(f"wrote {path}")
+
+
+def _plot(arguments: list[str]) -> None:
+    from .plotting import learning_curves
+
+    @dataclasses.dataclass
+    class Plot:
+        runs: tyro.conf.Positional[tuple[str, ...]]
+        """The folders of one or more runs."""
+        out: str = "learning_curves.png"
+        """The figure's file."""
+        metric: Literal["success", "returns", "lengths"] = "success"
+        """What to draw against updates."""
+
+    options = tyro.cli(Plot, prog="floq plot", args=arguments)
+    print(f"wrote {learning_curves([Run(r) for r in options.runs], options.out, metric=options.metric)}")
+
+
+def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
+    """A dataclass for tyro with the fields of `kind`, the values of `defaults` as its defaults.
+
+    Scalar arrays become floats and solvers their names, which a command line can give.
+    """
+    documented = dict(re.findall(r"- `([^:]*)`: ([^-]*?)\.?\n(?=\s*(?:-|\n|$))", _bullets(kind)))
+    help_for = {n.strip("`"): t for ns, t in documented.items() for n in ns.split("`, `")}
+    hints = typing.get_type_hints(kind)
+    fields = []
+    for f in dataclasses.fields(kind):
+        if f.name in skip:
+            continue
+        hint, default = hints[f.name], getattr(defaults, f.name)
+        if hint == FloatLike:
+            hint, default = float, float(default)
+        elif f.name == "solver":
+            hint, default = Literal[tuple(SOLVERS)], to_plain(defaults)["solver"]
+        hint = Annotated[hint, tyro.conf.arg(help=help_for.get(f.name, ""))]
+        fields.append((f.name, hint, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(kind.__name__, fields)
+
+
+def _bullets(kind: type) -> str:
+    return re.sub(r"\n\s+(?!\s*- `)(?=\S)", " ", (kind.__doc__ or "") + "\n\n")
+
+
+def _rebuilt(agent: Agent, parsed: Any) -> Agent:
+    values = _shallow(parsed)
+    if "solver" in values:
+        values["solver"] = SOLVERS[values["solver"]]()
+    return dataclasses.replace(agent, **values)
+
+
+def _shallow(parsed: Any) -> dict[str, Any]:
+    return {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
+

@@ -1,0 +1,191 @@
+"""Rollouts of a policy: success, return and length over episodes that can be repeated."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ._types import Key
+from .agents.base import Agent, State, check_sizes
+from .data.ogbench import make_environment
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What episodes came to; each array has one entry an episode.
+
+    **Attributes:**
+
+    - `success`: 1 where the last step's `info["success"]` was true, else 0; NaN where the
+        environment does not tell.
+    - `returns`: the undiscounted sum of rewards.
+    - `lengths`: the number of steps.
+    """
+
+    success: np.ndarray
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Mean and standard deviation over episodes of each, and the number of episodes."""
+        out: dict[str, float] = {"episodes": len(self.success)}
+        for name in ("success", "returns", "lengths"):
+            values = getattr(self, name)
+            out[name] = float(values.mean())
+            out[f"{name}_std"] = float(values.std())
+        return out
+
+
+def evaluate(
+    agent: Agent, state: State, environments: Any, *, num_episodes: int = 50, seed: int = 0
+) -> Evaluation:
+    """Runs `num_episodes` episodes and says what they came to.
+
+    Episode i is reset with the seed `seed + i` and acts on keys made from `seed`, i and the step,
+    so the result does not depend on how many environments run side by side.
+
+    **Arguments:**
+
+    - `agent`, `state`: who acts.
+    - `environments`: from [`floq_eqx.evaluation.make_environments`][], or any Gymnasium vector
+        environment with `autoreset_mode=AutoresetMode.DISABLED` and actions in [-1, 1].
+    - `num_episodes`: at least 1.
+    - `seed`: a non-negative whole number.
+
+    **Raises:** `ValueError` for an environment that resets by itself; `FloatingPointError` if the
+    policy's action is NaN or infinite, naming episode and step.
+    """
+    from gymnasium.vector import AutoresetMode
+
+    check_sizes(num_episodes=num_episodes)
+    if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
+        raise ValueError(
+            "evaluate needs a vector environment with autoreset_mode=AutoresetMode.DISABLED, got "
+            f"{environments.metadata.get('autoreset_mode')}: it resets each episode by its seed."
+        )
+    num = environments.num_envs
+    key = jax.random.key(seed)
+    success = np.full(num_episodes, np.nan)
+    returns = np.zeros(num_episodes)
+    lengths = np.zeros(num_episodes, np.int64)
+
+    episode = np.arange(num)  # which episode each environment is in
+    running = episode < num_episodes
+    next_episode = int(running.sum())
+    observation = np.zeros(environments.observation_space.shape, np.float32)
+
+    def reset(mask: np.ndarray) -> None:
+        seeds = [int(seed + e) for e in episode]
+        new, _ = environments.reset(seed=seeds, options={"reset_mask": mask})
+        observation[mask] = new[mask]
+
+    # Every environment is reset once, because Gymnasium steps them all; the idle ones are ignored.
+    reset(np.ones(num, bool))
+    idle_done = np.zeros(num, bool)
+    while running.any():
+        # An idle environment has to be in an episode too before it may be stepped again.
+        if idle_done.any():
+            reset(idle_done)
+        step = lengths[np.minimum(episode, num_episodes - 1)]
+        action = np.asarray(act_batch(agent, state, observation, key, episode, step))
+        if not np.isfinite(action[running]).all():
+            bad = int(np.flatnonzero(running & ~np.isfinite(action).all(axis=1))[0])
+            raise FloatingPointError(
+                f"The policy's action is NaN or infinite in episode {episode[bad]} at step "
+                f"{step[bad]}: the parameters or the observation are not finite."
+            )
+        new, reward, terminated, truncated, info = environments.step(action)
+        observation[:] = new
+        done = terminated | truncated
+        live = episode[running]
+        returns[live] += reward[running]
+        lengths[live] += 1
+        ended = running & done
+        if "success" in info:
+            success[episode[ended]] = np.asarray(info["success"], np.float64)[ended]
+
+        idle_done = done & ~ended
+        restart = np.zeros(num, bool)
+        for index in np.flatnonzero(ended):
+            if next_episode < num_episodes:
+                episode[index] = next_episode
+                next_episode += 1
+                restart[index] = True
+            else:
+                running[index] = False
+                idle_done[index] = True
+        if restart.any():
+            reset(restart)
+    return Evaluation(success, returns, lengths)
+
+
+@eqx.filter_jit
+def act_batch(
+    agent: Agent,
+    state: State,
+    observation: Float[np.ndarray | Array, "batch observation"],
+    key: Key,
+    episode: Int[np.ndarray | Array, "batch"],
+    step: Int[np.ndarray | Array, "batch"],
+) -> Float[Array, "batch action"]:
+    """An action for each observation, on a key for each (episode, step)."""
+
+    def act(observation: Array, episode: Array, step: Array) -> Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, episode), step)
+        return agent.act(state, observation, key=own)
+
+    return jax.vmap(act)(jnp.asarray(observation), jnp.asarray(episode), jnp.asarray(step))
+
+
+def make_environments(
+    name: str,
+    num: int = 10,
+    *,
+    asynchronous: bool = False,
+    success_timing: Literal["pre", "post"] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """`num` copies of an OGBench environment, as a Gymnasium vector environment.
+
+    **Arguments:**
+
+    - `name`: such as `cube-single-play-singletask-task1-v0`.
+    - `num`: how many run side by side.
+    - `asynchronous`: each in a process of its own, instead of one after the other in this one;
+        scripts then need the `if __name__ == "__main__":` guard of `multiprocessing`.
+    - `success_timing`: whether success and reward are those of the state before a step (`"pre"`,
+        OGBench from 1.2 on) or after it (`"post"`, before; published numbers are made so).
+    - `**kwargs`: for the environment.
+    """
+    from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+    check_sizes(num=num)
+    make = functools.partial(_seeded, name, success_timing, kwargs)
+    disabled = {"autoreset_mode": AutoresetMode.DISABLED}
+    if asynchronous:
+        return AsyncVectorEnv([make] * num, context="spawn", **disabled)
+    return SyncVectorEnv([make] * num, **disabled)
+
+
+def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: dict) -> Any:
+    import gymnasium
+
+    class SeededReset(gymnasium.Wrapper):
+        """OGBench's mazes draw from NumPy's global generator: seed it around each reset."""
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None):
+            before = np.random.get_state()
+            np.random.seed(seed)
+            try:
+                return self.env.reset(seed=seed, options=options)
+            finally:
+                np.random.set_state(before)
+
+    return SeededReset(make_environment(name, success_timing=success_timing, **kwargs))

@@ -1,0 +1,152 @@
+"""Updates in a compiled loop, and chunks of that loop with the host in between."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._types import Key
+from ..agents.base import Agent, State, check_sizes
+from ..data.transitions import Batch, sample
+
+
+@eqx.filter_jit
+def train_steps(
+    agent: Agent, state: State, data: Batch, *, num_updates: int, batch_size: int, key: Key
+) -> tuple[State, dict[str, Float[Array, "steps"]]]:
+    """`num_updates` updates on batches drawn from `data`, as one `lax.scan`.
+
+    The random numbers of an update depend on `key` and `state.step` alone, so that one call of ten
+    updates does the same as two of five, or as a run that was interrupted in between.
+
+    **Arguments:**
+
+    - `agent`, `state`: what to train. Float hyperparameters that are arrays can change from call
+        to call without compiling again.
+    - `data`: the transitions; an argument, so other data of the same shape do not compile again.
+    - `num_updates`, `batch_size`: each at least 1; batches are drawn with replacement.
+    - `key`: one key for the whole run.
+
+    **Returns:** the state after the updates, and the metrics of each of them. A NaN or an infinity
+    is in the metrics from the update on that made it; nothing raises here.
+
+    To train several seeds at once on the same data, stack their states and keys and
+    `eqx.filter_vmap` this over them: see [`floq_eqx.training.train_seeds`][].
+    """
+    check_sizes(num_updates=num_updates, batch_size=batch_size)
+
+    def one(state: State, _: None) -> tuple[State, dict[str, Float[Array, ""]]]:
+        batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = sample(data, batch_size, key=batch_key)
+        return agent.update(state, batch, agent.noise(batch_size, key=noise_key))
+
+    return jax.lax.scan(one, state, None, length=num_updates)
+
+
+def train_seeds(
+    agent: Agent, states: State, data: Batch, *, num_updates: int, batch_size: int, keys: Key
+) -> tuple[State, dict[str, Float[Array, "seeds steps"]]]:
+    """[`floq_eqx.training.train_steps`][] for several seeds at once, on the same data.
+
+    **Arguments:** as there, but `states` and `keys` have a leading axis of seeds; make the states
+    with `eqx.filter_vmap(lambda key: agent.init(..., key=key))(keys)`.
+    """
+
+    def train(state: State, key: Key) -> tuple[State, dict[str, Float[Array, "steps"]]]:
+        return train_steps(
+            agent, state, data, num_updates=num_updates, batch_size=batch_size, key=key
+        )
+
+    return eqx.filter_vmap(train)(states, keys)
+
+
+class DivergedError(RuntimeError):
+    """A metric or a parameter became NaN or infinite.
+
+    **Attributes:** `step`: the first update whose metrics show it.
+    """
+
+    def __init__(self, step: int, names: list[str]):
+        self.step = step
+        super().__init__(
+            f"Training diverged: {', '.join(names)} NaN or infinite at update {step}. Lower the "
+            "learning rate, raise alpha, or normalise the Q loss; checkpoints before it are whole."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a callback of [`floq_eqx.training.fit`][] sees after each chunk of updates.
+
+    **Attributes:** the number of updates so far, the state after them, the means over the chunk of
+    every metric, and updates per second in it (compilation included in the first).
+    """
+
+    step: int
+    state: State
+    metrics: dict[str, float]
+    updates_per_second: float
+
+
+def fit(
+    agent: Agent,
+    state: State,
+    data: Batch,
+    *,
+    num_updates: int,
+    batch_size: int,
+    key: Key,
+    chunk: int = 1000,
+    callbacks: Iterable[Callable[[Progress], None]] = (),
+) -> State:
+    """Trains until `state.step` is `num_updates`, in chunks that end at multiples of `chunk`.
+
+    **Arguments:** as in [`floq_eqx.training.train_steps`][], and
+
+    - `num_updates`: the total, with those that `state` already has.
+    - `chunk`: how many updates run between returns to the host.
+    - `callbacks`: called in order after every chunk: evaluation, logging, checkpoints.
+
+    **Returns:** the state at the end.
+
+    **Raises:** `DivergedError` after a chunk in which a metric or a parameter became NaN or
+    infinite, before any callback sees it.
+    """
+    check_sizes(num_updates=num_updates, batch_size=batch_size, chunk=chunk)
+    callbacks = tuple(callbacks)
+    step = int(state.step)
+    while step < num_updates:
+        start = time.perf_counter()
+        count = min(chunk - step % chunk, num_updates - step)
+        state, metrics = train_steps(
+            agent, state, data, num_updates=count, batch_size=batch_size, key=key
+        )
+        metrics = {name: np.asarray(values) for name, values in metrics.items()}
+        _raise_if_diverged(step, metrics, state)
+        step += count
+        progress = Progress(
+            step=step,
+            state=state,
+            metrics={name: float(values.mean()) for name, values in metrics.items()},
+            updates_per_second=count / (time.perf_counter() - start),
+        )
+        for callback in callbacks:
+            callback(progress)
+    return state
+
+
+def _raise_if_diverged(step: int, metrics: dict[str, np.ndarray], state: State) -> None:
+    finite = {name: np.isfinite(values) for name, values in metrics.items()}
+    bad = [name for name, values in finite.items() if not values.all()]
+    if bad:
+        first = min(int(np.argmin(finite[name])) for name in bad)
+        names = [name for name in bad if not finite[name][first]]
+        raise DivergedError(step + first + 1, names)
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
+        length = len(next(iter(metrics.values())))
+        raise DivergedError(step + length, ["a parameter"])
