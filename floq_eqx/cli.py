@@ -74,18 +74,15 @@ def _train(arguments: list[str]) -> None:
 
     @dataclasses.dataclass
     class Train:
-        run: options = dataclasses.field(default_factory=options)  # pyright: ignore
-        agent: hyperparameters = dataclasses.field(default_factory=hyperparameters)  # pyright: ignore
-        out: Annotated[
-            str | None,
-            tyro.conf.arg(help="the run's folder (default: runs/ENV-AGENT-PRESET-seedN)"),
-        ] = None
-        resume: Annotated[
-            bool, tyro.conf.arg(help="continue the run that is in the folder")
-        ] = False
+        run: Annotated[Any, tyro.conf.arg(name="", constructor=options)]
+        agent: Annotated[Any, tyro.conf.arg(name="", constructor=hyperparameters)]
+        out: str | None = None
+        """The run's folder (default: runs/<env>-<agent>-<preset>-seed<seed>)."""
+        resume: bool = False
+        """Continue the run that is in the folder, or start it if there is none."""
 
     parsed = tyro.cli(
-        tyro.conf.OmitArgPrefixes[Train],
+        Train,
         prog="floq train",
         description=(
             "Train an agent offline on an OGBench task.\n\n"
@@ -100,9 +97,7 @@ def _train(arguments: list[str]) -> None:
         defaults, agent=_rebuilt(defaults.agent, parsed.agent), **_shallow(parsed.run)
     )
     stem = chosen.env.removesuffix("-v0")
-    folder = Path(
-        parsed.out or f"runs/{stem}-{chosen.agent}-{chosen.preset}-seed{config.seed}"
-    )
+    folder = Path(parsed.out or f"runs/{stem}-{chosen.agent}-{chosen.preset}-seed{config.seed}")
     print(f"training {chosen.agent} on {chosen.env} in {folder}", flush=True)
     run = train(config, folder, resume=parsed.resume, report=lambda line: print(line, flush=True))
     figure = learning_curves([run], folder / "learning_curve.png")
@@ -227,7 +222,8 @@ def _plot(arguments: list[str]) -> None:
         """What to draw against updates."""
 
     options = tyro.cli(Plot, prog="floq plot", args=arguments)
-    print(f"wrote {learning_curves([Run(r) for r in options.runs], options.out, metric=options.metric)}")
+    runs = [Run(folder) for folder in options.runs]
+    print(f"wrote {learning_curves(runs, options.out, metric=options.metric)}")
 
 
 def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
@@ -235,8 +231,11 @@ def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
 
     Scalar arrays become floats and solvers their names, which a command line can give.
     """
-    documented = dict(re.findall(r"- `([^:]*)`: ([^-]*?)\.?\n(?=\s*(?:-|\n|$))", _bullets(kind)))
-    help_for = {n.strip("`"): t for ns, t in documented.items() for n in ns.split("`, `")}
+    documented = {
+        name: text
+        for names, text in re.findall(r"- (`.+?`): (.+)", _bullets(kind))
+        for name in re.findall(r"`(\w+)`", names)
+    }
     hints = typing.get_type_hints(kind)
     fields = []
     for f in dataclasses.fields(kind):
@@ -247,7 +246,7 @@ def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
             hint, default = float, float(default)
         elif f.name == "solver":
             hint, default = Literal[tuple(SOLVERS)], to_plain(defaults)["solver"]
-        hint = Annotated[hint, tyro.conf.arg(help=help_for.get(f.name, ""))]
+        hint = Annotated[hint, tyro.conf.arg(help=documented.get(f.name, ""))]
         fields.append((f.name, hint, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(kind.__name__, fields)
 
@@ -265,4 +264,3 @@ def _rebuilt(agent: Agent, parsed: Any) -> Agent:
 
 def _shallow(parsed: Any) -> dict[str, Any]:
     return {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
-

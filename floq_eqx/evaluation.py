@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,11 +181,60 @@ def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: di
         """OGBench's mazes draw from NumPy's global generator: seed it around each reset."""
 
         def reset(self, *, seed: int | None = None, options: dict | None = None):
-            before = np.random.get_state()
-            np.random.seed(seed)
+            before = np.random.get_state()  # noqa: NPY002
+            np.random.seed(seed)  # noqa: NPY002
             try:
                 return self.env.reset(seed=seed, options=options)
             finally:
-                np.random.set_state(before)
+                np.random.set_state(before)  # noqa: NPY002
 
     return SeededReset(make_environment(name, success_timing=success_timing, **kwargs))
+
+
+def record(
+    agent: Agent, state: State, name: str, path: str | Path, *, seed: int = 0, fps: int = 20
+) -> Path:
+    """Writes one episode as an animated GIF.
+
+    **Arguments:** `agent`, `state`: who acts; `name`: the OGBench environment; `path`: the file;
+    `seed`: the episode's; `fps`: frames a second.
+
+    **Returns:** the path.
+
+    **Raises:** `RuntimeError` if this machine cannot render.
+    """
+    from PIL import Image
+
+    environment = _seeded(name, None, {})
+    try:
+        observation, _ = environment.reset(seed=seed)
+        try:
+            frames = [environment.unwrapped.render()]
+        except Exception as error:
+            raise RuntimeError(
+                "This machine cannot render: MuJoCo needs OpenGL. Without a display, install EGL "
+                f"or OSMesa and set MUJOCO_GL=egl or MUJOCO_GL=osmesa. It says: {error}"
+            ) from error
+        key, done, step = jax.random.key(seed), False, 0
+        zero = np.zeros(1, np.int64)
+        while not done:
+            batch = np.asarray(observation, np.float32)[None]
+            action = np.asarray(act_batch(agent, state, batch, key, zero, zero + step))[0]
+            observation, _, terminated, truncated, _ = environment.step(action)
+            frames.append(environment.unwrapped.render())
+            done, step = terminated or truncated, step + 1
+    finally:
+        environment.close()
+    images = [Image.fromarray(frame) for frame in frames]
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    images[0].save(
+        temporary,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=1000 // fps,
+        loop=0,
+    )
+    os.replace(temporary, path)
+    return path

@@ -26,9 +26,7 @@ def squared_error(
     return jnp.square(prediction - target)
 
 
-def flow_matching_loss(
-    velocity: Float[Array, "*shape"], target: Float[Array, "*shape"]
-) -> Scalar:
+def flow_matching_loss(velocity: Float[Array, "*shape"], target: Float[Array, "*shape"]) -> Scalar:
     r"""$\mathbb{E} \lVert v(t, x_t) - (x_1 - x_0) \rVert^2$, the mean over all entries.
 
     Source: Lipman et al., arXiv 2210.02747, equation 9.
@@ -52,9 +50,7 @@ def value_flow_loss(
     return jnp.mean(jnp.sum(error, axis=2))
 
 
-def distillation_loss(
-    student: Float[Array, "*shape"], teacher: Float[Array, "*shape"]
-) -> Scalar:
+def distillation_loss(student: Float[Array, "*shape"], teacher: Float[Array, "*shape"]) -> Scalar:
     """The mean squared error against a teacher that receives no gradient."""
     return jnp.mean(squared_error(student, stop_gradient(teacher)))
 

@@ -57,9 +57,7 @@ def dense(in_size: int, out_size: int, *, key: Key) -> eqx.nn.Linear:
     if in_size < 1 or out_size < 1:
         raise ValueError(f"Layer sizes must be positive, got {in_size} -> {out_size}.")
     linear = eqx.nn.Linear(in_size, out_size, key=key)
-    kernel = jax.nn.initializers.variance_scaling(
-        1.0, "fan_avg", "uniform", in_axis=1, out_axis=0
-    )
+    kernel = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=1, out_axis=0)
     new = (kernel(key, linear.weight.shape, linear.weight.dtype), jnp.zeros((out_size,)))
     return eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
 
@@ -148,8 +146,7 @@ class ResidualMLP(AbstractNetwork):
         """
         if num_blocks < 0 or block_layers < 1:
             raise ValueError(
-                "Needs num_blocks >= 0 and block_layers >= 1, got "
-                f"{num_blocks} and {block_layers}."
+                f"Needs num_blocks >= 0 and block_layers >= 1, got {num_blocks} and {block_layers}."
             )
         first_key, blocks_key, last_key = jax.random.split(key, 3)
 

@@ -29,9 +29,7 @@ class ValueVelocity(eqx.Module):
         """The penultimate features of the network."""
         return self.network.features(self._input(t, z, observation, action))
 
-    def __call__(
-        self, t: Scalar, z: Scalar, observation: Observation, action: Action
-    ) -> Scalar:
+    def __call__(self, t: Scalar, z: Scalar, observation: Observation, action: Action) -> Scalar:
         """**Arguments:** the flow time `t` in [0, 1], the flow variable `z`, s and a.
 
         **Returns:** dz/dt, in units of the return.
@@ -55,9 +53,7 @@ class ActionVelocity(eqx.Module):
 
     network: AbstractNetwork
 
-    def __call__(
-        self, t: Scalar, x: Action, observation: Observation
-    ) -> Float[Array, "action"]:
+    def __call__(self, t: Scalar, x: Action, observation: Observation) -> Float[Array, "action"]:
         """**Arguments:** the flow time `t` in [0, 1], the flow variable `x` and s.
 
         **Returns:** dx/dt.

@@ -212,9 +212,7 @@ class Floq(Agent):
         z0 = self.initial_value(noise.value)
         time = jnp.zeros_like(noise.time) if self.train_at_zero_only else noise.time
         path = linear_path(z0, target, time)
-        velocity = member_velocities(
-            params.field, path.t, path.xt, batch.observation, batch.action
-        )
+        velocity = member_velocities(params.field, path.t, path.xt, batch.observation, batch.action)
         flow_loss = value_flow_loss(velocity, path.velocity)
 
         value = self.integrate(frozen(params.field), z0, batch.observation, batch.action)

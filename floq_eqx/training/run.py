@@ -1,9 +1,9 @@
 """A training run as a folder that can be interrupted, resumed, evaluated and plotted.
 
-    config.json       what was asked for
-    train.csv         means of every metric, a row a chunk of updates
-    evaluation.csv    success, return and length, a row an evaluation
-    checkpoints/<n>/  the state after n updates
+config.json       what was asked for
+train.csv         means of every metric, a row a chunk of updates
+evaluation.csv    success, return and length, a row an evaluation
+checkpoints/<n>/  the state after n updates
 """
 
 import contextlib
@@ -151,7 +151,9 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / "config.json", json.dumps(config.to_plain(), indent=2) + "\n")
         except OSError as error:
-            raise OSError(error.errno, f"Cannot write a run to {folder}: {error.strerror}") from error
+            raise OSError(
+                error.errno, f"Cannot write a run to {folder}: {error.strerror}"
+            ) from error
         return cls(folder)
 
     def table(self, name: str) -> list[dict[str, float]]:
@@ -269,9 +271,7 @@ def _check_same_arrays(wanted: dict[str, Any], saved: dict[str, Any]) -> None:
     ]
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ValueError(
-            f"it belongs to another configuration: {'; '.join(problems[:4])}{more}."
-        )
+        raise ValueError(f"it belongs to another configuration: {'; '.join(problems[:4])}{more}.")
 
 
 def write_whole(path: Path, text: str) -> None:
