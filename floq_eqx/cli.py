@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ._types import FloatLike
+from ._types import FloatLike, Number
 from .agents.base import Agent
 from .agents.registry import AGENTS, SOLVERS, from_plain, nearest, to_plain
 from .training import DivergedError, Run, TrainConfig, train
@@ -242,7 +242,7 @@ def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
         if f.name in skip:
             continue
         hint, default = hints[f.name], getattr(defaults, f.name)
-        if hint == FloatLike:
+        if hint in (FloatLike, Number):
             hint, default = float, float(default)
         elif f.name == "solver":
             hint, default = Literal[tuple(SOLVERS)], to_plain(defaults)["solver"]

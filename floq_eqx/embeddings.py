@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.special import erfc
 from jaxtyping import Array, Float
 
-from ._types import Scalar
+from ._types import Number, Scalar
 
 
 class AbstractEmbedding(eqx.Module):
@@ -41,10 +41,10 @@ class HLGauss(AbstractEmbedding):
     (2018), as an input embedding in floq, arXiv 2509.06863, section 4.2.
     """
 
-    low: float = eqx.field(static=True)
-    high: float = eqx.field(static=True)
+    low: Number = eqx.field(static=True)
+    high: Number = eqx.field(static=True)
     num_bins: int = eqx.field(static=True, default=51)
-    sigma: float = eqx.field(static=True, default=16.0)
+    sigma: Number = eqx.field(static=True, default=16.0)
 
     def __check_init__(self):
         if not self.low < self.high:
@@ -113,8 +113,8 @@ class Cosine(AbstractEmbedding):
 class Rescale(AbstractEmbedding):
     """(x - low) / (high - low), one feature: [low, high] becomes [0, 1], nothing is clipped."""
 
-    low: float = eqx.field(static=True, default=0.0)
-    high: float = eqx.field(static=True, default=1.0)
+    low: Number = eqx.field(static=True, default=0.0)
+    high: Number = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
         if not self.low < self.high:

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from .._types import Action, FloatLike, Key, Metrics, Number, Observation, Scalar
 from ..data.transitions import Batch
 
 Noise = Any
@@ -71,7 +71,7 @@ class Agent(eqx.Module):
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         """The action for one observation, each component in [-1, 1]."""
 
-    def for_data(self, data: Batch) -> Self:
+    def for_data(self, data: Batch) -> "Agent":
         """The agent with what it must know of the data: here, the size of an action."""
         return dataclasses.replace(self, action_size=data.action.shape[1])
 
@@ -145,8 +145,8 @@ def frozen(tree: T) -> T:
 def check_range(
     name: str,
     value: Any,
-    low: float,
-    high: float = float("inf"),
+    low: Number,
+    high: Number = float("inf"),
     *,
     open_high: bool = False,
 ) -> None:

@@ -6,7 +6,7 @@ released code, because the published results are its.
 """
 
 import dataclasses
-from typing import Literal, Self, TypeAlias
+from typing import Literal, TypeAlias
 
 import diffrax
 import equinox as eqx
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from .._types import Action, FloatLike, Key, Metrics, Number, Observation, Scalar
 from ..critics import Critic, member_values
 from ..data.transitions import Batch, reward_range
 from ..embeddings import AbstractEmbedding, Cosine, Fourier, HLGauss, Rescale
@@ -105,8 +105,8 @@ class Floq(Agent):
     value_embedding: ValueEmbedding = eqx.field(static=True, default="hl_gauss")
     time_embedding: TimeEmbedding = eqx.field(static=True, default="cosine")
     num_bins: int = eqx.field(static=True, default=51)
-    sigma: float = eqx.field(static=True, default=16.0)
-    reward_offset: float = eqx.field(static=True, default=0.01)
+    sigma: Number = eqx.field(static=True, default=16.0)
+    reward_offset: Number = eqx.field(static=True, default=0.01)
     field: NetworkConfig = eqx.field(
         static=True, default=MLPConfig(hidden_sizes=(512, 512), layer_norm=True)
     )
@@ -139,7 +139,7 @@ class Floq(Agent):
                 "is the same and z0 has no interval."
             )
 
-    def for_data(self, data: Batch) -> Self:
+    def for_data(self, data: Batch) -> "Floq":
         """The agent with the size of an action and the range of rewards of `data`."""
         low, high = reward_range(data)
         return dataclasses.replace(super().for_data(data), reward_min=low, reward_max=high)

@@ -6,7 +6,6 @@ same loss, raises Q. Source: FQL, arXiv 2502.02538, section 4, algorithm 1.
 
 from collections.abc import Callable
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -55,14 +54,12 @@ def integrate_actions(
     x0: Float[Array, "batch action"],
     observation: Float[Array, "batch observation"],
     *,
-    solver: diffrax.AbstractSolver,
     num_steps: int,
 ) -> Float[Array, "batch action"]:
-    """Where the behavioural flow takes x0, clipped to [-1, 1]."""
+    """Where Euler's steps along the behavioural flow take x0, clipped to [-1, 1]."""
     solution = solve_flow(
         lambda t, x: action_velocities(flow, t, x, observation),
         x0,
-        solver=solver,
         num_steps=num_steps,
         throw=False,
     )
@@ -98,11 +95,7 @@ def flow_policy_loss(
     flow_loss = flow_matching_loss(velocity, path.velocity)
 
     cloned = integrate_actions(
-        frozen(policy.flow),
-        noise.actor,
-        batch.observation,
-        solver=diffrax.Euler(),
-        num_steps=num_steps,
+        frozen(policy.flow), noise.actor, batch.observation, num_steps=num_steps
     )
     action = jax.vmap(policy.actor)(batch.observation, noise.actor)
     distillation = distillation_loss(action, cloned)

@@ -1,0 +1,74 @@
+"""Reading the reference numbers in `tests/data`."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from floq_eqx import interop
+from floq_eqx.agents import FloqNoise, FqlNoise
+from floq_eqx.data import Batch
+
+DATA = Path(__file__).parent / "data"
+FILES = sorted(path.stem for path in DATA.glob("*.npz"))
+
+# The names of the reference's metrics that the library has too; `mse` alone needs draws that only
+# feed it.
+METRICS = {
+    "critic/floq_loss": "flow_loss",
+    "critic/distilled_critic_loss": "critic_distillation_loss",
+    "critic/critic_loss": "critic_loss",
+    "critic/q": "q",
+    "critic/var_flow_returns": "value_variance",
+    "critic/td_error": "td_error",
+    "actor/actor_loss": "actor_loss",
+    "actor/bc_flow_loss": "bc_flow_loss",
+    "actor/mean_bc_flow_loss": "bc_flow_loss",
+    "actor/distill_loss": "actor_distillation_loss",
+    "actor/q_loss": "q_loss",
+    "actor/q": "actor_q",
+    "total_loss": "loss",
+}
+WITHOUT_COUNTERPART = {"actor/mse"}
+
+
+class Reference:
+    """One file: parameters, batches and noise in this library's form, numbers as they are."""
+
+    def __init__(self, name: str):
+        with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
+            self.arrays = {key: file[key] for key in file.files}
+        self.config = json.loads(str(self.arrays.pop("config")))
+        self.is_floq = self.config["agent_name"] == "floq"
+
+    def below(self, prefix: str) -> dict[str, np.ndarray]:
+        start = prefix + "/"
+        return {k.removeprefix(start): v for k, v in self.arrays.items() if k.startswith(start)}
+
+    def load(self, prefix: str):
+        """The agent and the state whose parameters are those below `prefix`."""
+        return interop.from_flax(self.below(prefix), self.config)
+
+    def batch(self, update: int) -> Batch:
+        arrays = self.below(f"batch{update}")
+        names = ("observations", "actions", "rewards", "masks", "next_observations")
+        return Batch(*(jnp.asarray(arrays[name]) for name in names))
+
+    def noise(self, update: int) -> FloqNoise | FqlNoise:
+        draws = {k: jnp.asarray(v) for k, v in self.below(f"draws{update}").items()}
+        shared = {
+            "bc_action": draws["bc_x0"],
+            "bc_time": draws["bc_t"][:, 0],
+            "actor": draws["distill_noise"],
+        }
+        if not self.is_floq:
+            return FqlNoise(next_action=draws["next_action_noise"], **shared)
+        samples = (self.config["batch_size"], self.config["noise_samples"])
+        return FloqNoise(
+            next_action=draws["next_action_noise"].reshape(*samples, -1),
+            next_value=draws["next_noise_ratio"].reshape(samples),
+            value=draws["noise_ratio"].reshape(samples),
+            time=draws["t"].reshape(samples),
+            **shared,
+        )
