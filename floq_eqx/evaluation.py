@@ -1,5 +1,6 @@
 """Rollouts of a policy: success, return and length over episodes that can be repeated."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ._types import Key
 from .agents.base import Agent, State, check_sizes
-from .data.ogbench import make_environment
+from .data.ogbench import finish, make_environment, unfinished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def evaluate(
     - `environments`: from [`floq_eqx.evaluation.make_environments`][], or any Gymnasium vector
         environment with `autoreset_mode=AutoresetMode.DISABLED` and actions in [-1, 1].
     - `num_episodes`: at least 1.
-    - `seed`: a non-negative whole number.
+    - `seed`: in [0, 2³¹).
 
     **Raises:** `ValueError` for an environment that resets by itself; `FloatingPointError` if the
     policy's action is NaN or infinite, naming episode and step.
@@ -65,6 +66,7 @@ def evaluate(
     from gymnasium.vector import AutoresetMode
 
     check_sizes(num_episodes=num_episodes)
+    _check_seed(seed)
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError(
             "evaluate needs a vector environment with autoreset_mode=AutoresetMode.DISABLED, got "
@@ -76,54 +78,49 @@ def evaluate(
     returns = np.zeros(num_episodes)
     lengths = np.zeros(num_episodes, np.int64)
 
-    episode = np.arange(num)  # which episode each environment is in
-    running = episode < num_episodes
-    next_episode = int(running.sum())
+    # Which episode each environment is in, and at which step of it. Gymnasium steps them all, so
+    # environments beyond the last episode go on with episodes that nobody looks at.
+    episode, step = np.arange(num), np.zeros(num, np.int64)
+    next_episode = num
     observation = np.zeros(environments.observation_space.shape, np.float32)
 
     def reset(mask: np.ndarray) -> None:
-        seeds = [int(seed + e) for e in episode]
+        seeds = [seed + int(e) for e in episode]
         new, _ = environments.reset(seed=seeds, options={"reset_mask": mask})
         observation[mask] = new[mask]
+        step[mask] = 0
 
-    # Every environment is reset once, because Gymnasium steps them all; the idle ones are ignored.
     reset(np.ones(num, bool))
-    idle_done = np.zeros(num, bool)
-    while running.any():
-        # An idle environment has to be in an episode too before it may be stepped again.
-        if idle_done.any():
-            reset(idle_done)
-        step = lengths[np.minimum(episode, num_episodes - 1)]
+    while (running := episode < num_episodes).any():
         action = np.asarray(act_batch(agent, state, observation, key, episode, step))
-        if not np.isfinite(action[running]).all():
-            bad = int(np.flatnonzero(running & ~np.isfinite(action).all(axis=1))[0])
+        bad = np.flatnonzero(running & ~np.isfinite(action).all(axis=1))
+        if len(bad):
             raise FloatingPointError(
-                f"The policy's action is NaN or infinite in episode {episode[bad]} at step "
-                f"{step[bad]}: the parameters or the observation are not finite."
+                f"The policy's action is NaN or infinite in episode {episode[bad[0]]} at step "
+                f"{step[bad[0]]}: the parameters or the observation are not finite."
             )
         new, reward, terminated, truncated, info = environments.step(action)
         observation[:] = new
+        step += 1
+        returns[episode[running]] += reward[running]
         done = terminated | truncated
-        live = episode[running]
-        returns[live] += reward[running]
-        lengths[live] += 1
         ended = running & done
+        lengths[episode[ended]] = step[ended]
         if "success" in info:
-            success[episode[ended]] = np.asarray(info["success"], np.float64)[ended]
-
-        idle_done = done & ~ended
-        restart = np.zeros(num, bool)
-        for index in np.flatnonzero(ended):
-            if next_episode < num_episodes:
-                episode[index] = next_episode
-                next_episode += 1
-                restart[index] = True
-            else:
-                running[index] = False
-                idle_done[index] = True
-        if restart.any():
-            reset(restart)
+            told = ended & info.get("_success", True)
+            success[episode[told]] = info["success"][told]
+        for index in np.flatnonzero(done):
+            episode[index] = next_episode
+            next_episode += 1
+        if done.any():
+            reset(done)
     return Evaluation(success, returns, lengths)
+
+
+def _check_seed(seed: int) -> None:
+    # NumPy's global generator, which OGBench's mazes draw from, takes no larger seeds.
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be in [0, 2**31), got {seed}.")
 
 
 @eqx.filter_jit
@@ -137,11 +134,14 @@ def act_batch(
 ) -> Float[Array, "batch action"]:
     """An action for each observation, on a key for each (episode, step)."""
 
-    def act(observation: Array, episode: Array, step: Array) -> Array:
+    def act(inputs: tuple[Array, Array, Array]) -> Array:
+        observation, episode, step = inputs
         own = jax.random.fold_in(jax.random.fold_in(key, episode), step)
         return agent.act(state, observation, key=own)
 
-    return jax.vmap(act)(jnp.asarray(observation), jnp.asarray(episode), jnp.asarray(step))
+    # Not vmap: the rounding of a batched product depends on the size of the batch, and a rollout
+    # is chaotic. For networks of this size one after the other is as fast.
+    return jax.lax.map(act, jax.tree.map(jnp.asarray, (observation, episode, step)))
 
 
 def make_environments(
@@ -192,12 +192,20 @@ def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: di
 
 
 def record(
-    agent: Agent, state: State, name: str, path: str | Path, *, seed: int = 0, fps: int = 20
+    agent: Agent,
+    state: State,
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    success_timing: Literal["pre", "post"] | None = None,
+    fps: int = 20,
 ) -> Path:
-    """Writes one episode as an animated GIF.
+    """Writes the first episode of an evaluation with the same seed as an animated GIF.
 
     **Arguments:** `agent`, `state`: who acts; `name`: the OGBench environment; `path`: the file;
-    `seed`: the episode's; `fps`: frames a second.
+    `seed`: the episode's; `success_timing`: as in
+    [`floq_eqx.evaluation.make_environments`][]; `fps`: frames a second.
 
     **Returns:** the path.
 
@@ -205,8 +213,10 @@ def record(
     """
     from PIL import Image
 
-    environment = _seeded(name, None, {})
-    try:
+    check_sizes(fps=fps)
+    _check_seed(seed)
+    path = Path(path)
+    with contextlib.closing(_seeded(name, success_timing, {})) as environment:
         observation, _ = environment.reset(seed=seed)
         try:
             frames = [environment.unwrapped.render()]
@@ -216,25 +226,16 @@ def record(
                 f"or OSMesa and set MUJOCO_GL=egl or MUJOCO_GL=osmesa. It says: {error}"
             ) from error
         key, done, step = jax.random.key(seed), False, 0
-        zero = np.zeros(1, np.int64)
         while not done:
             batch = np.asarray(observation, np.float32)[None]
-            action = np.asarray(act_batch(agent, state, batch, key, zero, zero + step))[0]
-            observation, _, terminated, truncated, _ = environment.step(action)
+            action = act_batch(agent, state, batch, key, np.array([0]), np.array([step]))
+            observation, _, terminated, truncated, _ = environment.step(np.asarray(action)[0])
             frames.append(environment.unwrapped.render())
             done, step = terminated or truncated, step + 1
-    finally:
-        environment.close()
-    images = [Image.fromarray(frame) for frame in frames]
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    images[0].save(
-        temporary,
-        format="GIF",
-        save_all=True,
-        append_images=images[1:],
-        duration=1000 // fps,
-        loop=0,
-    )
-    os.replace(temporary, path)
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    with unfinished(path) as file:
+        first.save(
+            file, format="GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0
+        )
+        finish(file, path)
     return path

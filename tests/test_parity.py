@@ -36,9 +36,8 @@ def assert_close(ours, theirs, *, relative=1e-5):
 def test_gradient_of_first_update(reference):
     agent, state = reference.load("params0")
     _, expected = reference.load("grads0")
-    grads, _ = eqx.filter_grad(agent.loss, has_aux=True)(
-        state.params, state.targets, reference.batch(0), reference.noise(0)
-    )
+    gradient = eqx.filter_jit(eqx.filter_grad(agent.loss, has_aux=True))
+    grads, _ = gradient(state.params, state.targets, reference.batch(0), reference.noise(0))
     leaves = zip(jax.tree.leaves(grads), jax.tree.leaves(expected.params), strict=True)
     for ours, theirs in leaves:
         assert_close(ours, theirs)
@@ -53,7 +52,9 @@ def test_losses_metrics_and_parameters_of_three_updates(reference):
         assert set(info) <= set(METRICS) | WITHOUT_COUNTERPART
         for name, value in info.items():
             if name not in WITHOUT_COUNTERPART:
-                assert metrics[METRICS[name]] == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+                assert metrics[METRICS[name]] == pytest.approx(float(value), rel=1e-5, abs=1e-6), (
+                    name
+                )
     _, expected = reference.load("params3")
     for part in ("params", "targets"):
         leaves = zip(
@@ -74,13 +75,14 @@ def test_actions_and_returns(floq_reference):
     next_action = jax.vmap(act)(batch.next_observation, noise.next_action)
     assert_close(next_action.reshape(mid["next_actions"].shape), mid["next_actions"])
 
-    next_value = agent.integrate(
+    integrate = eqx.filter_jit(agent.integrate)
+    next_value = integrate(
         state.targets, agent.initial_value(noise.next_value), batch.next_observation, next_action
     )
     combine = {"mean": jnp.mean, "min": jnp.min}[agent.aggregation]
     assert_close(combine(next_value, axis=0).reshape(-1, 1), mid["next_returns"])
 
-    value = agent.integrate(
+    value = integrate(
         state.params.field, agent.initial_value(noise.value), batch.observation, batch.action
     )
     assert_close(value.reshape(mid["current_returns"].shape), mid["current_returns"])
@@ -129,7 +131,11 @@ class TestFromFlax:
         [
             ("modules_floq/mlp/Dense_1/kernel", None, "missing: modules_floq/mlp/Dense_1/kernel"),
             ("modules_floq/mlp/Dense_9x/kernel", np.ones(3), "unknown: .*Dense_9x"),
-            ("modules_critic/value_net/Dense_0/kernel", np.ones((2, 9, 32)), "misshapen: .*Dense_0"),
+            (
+                "modules_critic/value_net/Dense_0/kernel",
+                np.ones((2, 9, 32)),
+                "misshapen: .*Dense_0",
+            ),
             ("modules_floq/mlp/Dense_0/bias", np.full((2, 32), np.nan), "not finite: .*Dense_0"),
             ("modules_floq/mlp/Dense_0/bias", np.full((2, 32), None), "not numeric: .*Dense_0"),
         ],

@@ -15,7 +15,6 @@ from ..agents.base import Agent, State, check_sizes
 from ..data.transitions import Batch, sample
 
 
-@eqx.filter_jit
 def train_steps(
     agent: Agent, state: State, data: Batch, *, num_updates: int, batch_size: int, key: Key
 ) -> tuple[State, dict[str, Float[Array, "steps"]]]:
@@ -26,8 +25,8 @@ def train_steps(
 
     **Arguments:**
 
-    - `agent`, `state`: what to train. Float hyperparameters that are arrays can change from call
-        to call without compiling again.
+    - `agent`, `state`: what to train. Float hyperparameters, arrays or Python's, can change from
+        call to call without compiling again.
     - `data`: the transitions; an argument, so other data of the same shape do not compile again.
     - `num_updates`, `batch_size`: each at least 1; batches are drawn with replacement.
     - `key`: one key for the whole run.
@@ -39,7 +38,23 @@ def train_steps(
     `eqx.filter_vmap` this over them: see [`floq_eqx.training.train_seeds`][].
     """
     check_sizes(num_updates=num_updates, batch_size=batch_size)
+    return _train_steps(_with_arrays(agent), state, data, num_updates, batch_size, key)
 
+
+def _with_arrays(agent: Agent) -> Agent:
+    """The agent with arrays for its Python numbers, for each of which jit would compile anew."""
+    numbers = {
+        f.name: jnp.asarray(float(getattr(agent, f.name)))  # weakly typed, as a Python number is
+        for f in dataclasses.fields(agent)
+        if isinstance(getattr(agent, f.name), int | float) and not f.metadata.get("static", False)
+    }
+    return dataclasses.replace(agent, **numbers)
+
+
+@eqx.filter_jit
+def _train_steps(
+    agent: Agent, state: State, data: Batch, num_updates: int, batch_size: int, key: Key
+) -> tuple[State, dict[str, Float[Array, "steps"]]]:
     def one(state: State, _: None) -> tuple[State, dict[str, Float[Array, ""]]]:
         batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = sample(data, batch_size, key=batch_key)
@@ -127,8 +142,8 @@ def fit(
             agent, state, data, num_updates=count, batch_size=batch_size, key=key
         )
         metrics = {name: np.asarray(values) for name, values in metrics.items()}
-        _raise_if_diverged(step, metrics, state)
         step += count
+        _raise_if_diverged(step, count, metrics, state)
         progress = Progress(
             step=step,
             state=state,
@@ -140,13 +155,13 @@ def fit(
     return state
 
 
-def _raise_if_diverged(step: int, metrics: dict[str, np.ndarray], state: State) -> None:
+def _raise_if_diverged(step: int, count: int, metrics: dict[str, np.ndarray], state: State) -> None:
+    """Looks through the last `count` updates, which ended with number `step`."""
     finite = {name: np.isfinite(values) for name, values in metrics.items()}
-    bad = [name for name, values in finite.items() if not values.all()]
+    bad = {name: int(np.argmin(values)) for name, values in finite.items() if not values.all()}
     if bad:
-        first = min(int(np.argmin(finite[name])) for name in bad)
-        names = [name for name in bad if not finite[name][first]]
-        raise DivergedError(step + first + 1, names)
+        first = min(bad.values())
+        names = [name for name, index in bad.items() if index == first]
+        raise DivergedError(step - count + first + 1, names)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
-        length = len(next(iter(metrics.values())))
-        raise DivergedError(step + length, ["a parameter"])
+        raise DivergedError(step, ["a parameter"])

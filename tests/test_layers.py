@@ -1,0 +1,122 @@
+"""The design's rules about imports, which no reviewer has to remember."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import floq_eqx
+
+PACKAGE = Path(floq_eqx.__file__).parent
+# Each row may import from those before it, from its own file, and, in a package, from its siblings.
+ROWS = [
+    {"_types"},
+    {"embeddings", "paths", "targets", "losses", "data"},
+    {"networks"},
+    {"velocity", "critics", "actors"},
+    {"integrate"},
+    {"agents"},
+    {"training", "evaluation", "interop"},
+    {"plotting", "presets"},
+    {"cli", "__main__"},
+]
+# What a row's files may use of their own row.
+WITHIN_ROW = {("training", "evaluation"), ("__main__", "cli")}
+ROW = {name: number for number, names in enumerate(ROWS) for name in names}
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The top-level modules of the package that a file imports, at any depth of nesting."""
+    package = ("floq_eqx", *path.relative_to(PACKAGE).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            full = [*base, *(node.module or "").split(".")]
+            full = [part for part in full if part]
+            names = [full] if len(full) > 1 else [[*full, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "floq_eqx" and len(name) > 1}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_from_rows_above(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert own in ROW, f"{own} is in no row: give it one"
+    for name in imported_modules(path) - {own}:
+        allowed = ROW[name] < ROW[own] or (own, name) in WITHIN_ROW
+        assert allowed, f"{own} (row {ROW[own]}) imports {name} (row {ROW[name]})"
+
+
+def test_agents_share_only_named_pieces():
+    shared = {"base", "flow_policy"}
+    for path in (PACKAGE / "agents").glob("*.py"):
+        if path.stem in shared | {"__init__", "registry"}:
+            continue
+        siblings = {
+            node.module
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+        }
+        assert siblings <= shared, f"{path.stem} imports another agent: {siblings - shared}"
+
+
+def test_only_integrate_calls_diffrax_solve():
+    for path in FILES:
+        calls = "diffeqsolve" in path.read_text()
+        assert calls == (path.name == "integrate.py"), path
+
+
+def in_new_process(code: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_import_is_light():
+    heavy = "ogbench mujoco gymnasium matplotlib orbax tyro beartype tensorboard wandb"
+    code = f"import sys, floq_eqx; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    assert in_new_process(code) == "[]"
+
+
+def test_works_without_beartype():
+    code = """
+import sys
+sys.modules["beartype"] = None
+import jax, floq_eqx
+agent = floq_eqx.Floq(action_size=1, num_noise=1, num_steps=1)
+print(agent.init(2, 1, key=jax.random.key(0)).step)
+"""
+    assert in_new_process(code) == "0"
+
+
+def test_shape_checking_is_switched_on_by_one_line():
+    code = """
+from jaxtyping import install_import_hook
+with install_import_hook("floq_eqx", "beartype.beartype"):
+    import floq_eqx
+import jax.numpy as jnp
+try:
+    floq_eqx.losses.critic_loss(jnp.zeros((2, 3)), jnp.zeros(4))
+except Exception as error:
+    print(type(error).__name__)
+"""
+    assert in_new_process(code) == "TypeCheckError"
+
+
+def test_no_postponed_annotations_asserts_or_pickles():
+    for path in FILES:
+        text = path.read_text()
+        assert "from __future__ import annotations" not in text, path
+        assert "allow_pickle=True" not in text, path
+        asserts = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Assert)]
+        assert not asserts, f"{path} asserts; raise an error that says what to do"
