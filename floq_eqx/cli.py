@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ._types import FloatLike, Number
-from .agents.base import Agent
+from .agents.base import Agent, check_sizes
 from .agents.registry import AGENTS, SOLVERS, from_plain, nearest, to_plain
-from .training import DivergedError, Run, TrainConfig, train
+from .training import Run, TrainConfig, train
 
-_DEFAULT_ENVIRONMENT = TrainConfig().environment
 _OF_THE_DATA = ("action_size", "reward_min", "reward_max")
 _COMMANDS = {
     "train": "train an agent offline on an OGBench task, in a folder of its own",
@@ -46,36 +45,46 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise nearest("command", arguments[0], commands)
         commands[arguments[0]](arguments[1:])
     except KeyboardInterrupt:
-        print("floq: interrupted; the same command with --resume continues a run", file=sys.stderr)
+        hint = "; the same command with --resume continues" if arguments[0] == "train" else ""
+        print(f"floq: interrupted{hint}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, DivergedError, FloatingPointError) as error:
-        print(f"floq: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+        text = re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
+        print(f"floq: error: {text}", file=sys.stderr)
         return 1
     return 0
 
 
 def _train(arguments: list[str]) -> None:
     from .plotting import learning_curves
-    from .presets import preset
+    from .presets import Preset, preset
 
     # These three decide which options there are, and what their defaults are.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--agent", default="floq")
-    first.add_argument("--env", default=_DEFAULT_ENVIRONMENT)
+    first.add_argument("--env", default=TrainConfig().environment)
     first.add_argument("--preset", default="laptop")
-    chosen, rest = first.parse_known_args(arguments)
+    try:
+        chosen, _ = first.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
     if chosen.agent not in AGENTS:
         raise nearest("agent", chosen.agent, AGENTS)
     defaults = preset(chosen.preset, agent=chosen.agent, environment=chosen.env)
 
-    skipped = ("environment", "agent")
-    options = _dataclass_like(TrainConfig, defaults, skip=skipped)
-    hyperparameters = _dataclass_like(AGENTS[chosen.agent], defaults.agent, skip=_OF_THE_DATA)
+    options = _dataclass_like(TrainConfig, defaults, skip=("environment", "agent"))
+    agent_options = _dataclass_like(AGENTS[chosen.agent], defaults.agent, skip=_OF_THE_DATA)
 
     @dataclasses.dataclass
     class Train:
         run: Annotated[Any, tyro.conf.arg(name="", constructor=options)]
-        agent: Annotated[Any, tyro.conf.arg(name="", constructor=hyperparameters)]
+        hyperparameters: Annotated[Any, tyro.conf.arg(name="", constructor=agent_options)]
+        env: str = chosen.env
+        """The single-task OGBench name."""
+        agent: Literal[tuple(AGENTS)] = chosen.agent  # pyright: ignore
+        """The algorithm; it decides which of the options below there are."""
+        preset: Preset = chosen.preset
+        """The defaults of the options below: a small set, or the papers' for the environment."""
         out: str | None = None
         """The run's folder (default: runs/<env>-<agent>-<preset>-seed<seed>)."""
         resume: bool = False
@@ -84,17 +93,11 @@ def _train(arguments: list[str]) -> None:
     parsed = tyro.cli(
         Train,
         prog="floq train",
-        description=(
-            "Train an agent offline on an OGBench task.\n\n"
-            f"--agent {{{','.join(AGENTS)}}} (here: {chosen.agent}), --env NAME (here: "
-            f"{chosen.env}) and --preset {{laptop,paper}} (here: {chosen.preset}) decide the "
-            "defaults below."
-        ),
-        args=rest,
-        config=(tyro.conf.AvoidSubcommands,),
+        description="Train an agent offline on an OGBench task.",
+        args=arguments,
     )
     config = dataclasses.replace(
-        defaults, agent=_rebuilt(defaults.agent, parsed.agent), **_shallow(parsed.run)
+        defaults, agent=_rebuilt(defaults.agent, parsed.hyperparameters), **_shallow(parsed.run)
     )
     stem = chosen.env.removesuffix("-v0")
     folder = Path(parsed.out or f"runs/{stem}-{chosen.agent}-{chosen.preset}-seed{config.seed}")
@@ -130,6 +133,7 @@ def _evaluate(arguments: list[str]) -> None:
         """Also write the first episode as a GIF."""
 
     options = tyro.cli(Evaluate, prog="floq evaluate", args=arguments)
+    check_sizes(episodes=options.episodes)
     run = Run(options.run)
     agent, state = run.load(step=options.checkpoint)
     changes = {
@@ -148,8 +152,8 @@ def _evaluate(arguments: list[str]) -> None:
         environments.close()
     print(f"update {int(state.step)}: {describe(result)}")
     if options.video:
-        record(agent, state, name, options.video, seed=options.seed)
-        print(f"wrote {options.video}")
+        path = record(agent, state, name, options.video, seed=options.seed, success_timing=timing)
+        print(f"wrote {path}")
 
 
 def _with_test_time_options(agent: Agent, changes: dict[str, Any]) -> Agent:
@@ -222,6 +226,8 @@ def _plot(arguments: list[str]) -> None:
         """What to draw against updates."""
 
     options = tyro.cli(Plot, prog="floq plot", args=arguments)
+    if not options.runs:
+        raise ValueError("Nothing to plot: give the folder of at least one run.")
     runs = [Run(folder) for folder in options.runs]
     print(f"wrote {learning_curves(runs, options.out, metric=options.metric)}")
 
@@ -229,13 +235,10 @@ def _plot(arguments: list[str]) -> None:
 def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
     """A dataclass for tyro with the fields of `kind`, the values of `defaults` as its defaults.
 
-    Scalar arrays become floats and solvers their names, which a command line can give.
+    Scalar arrays become floats and solvers their names, which a command line can give; a network
+    has the options of the kind that the default is of.
     """
-    documented = {
-        name: text
-        for names, text in re.findall(r"- (`.+?`): (.+)", _bullets(kind))
-        for name in re.findall(r"`(\w+)`", names)
-    }
+    documented = _documented(kind)
     hints = typing.get_type_hints(kind)
     fields = []
     for f in dataclasses.fields(kind):
@@ -246,13 +249,22 @@ def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
             hint, default = float, float(default)
         elif f.name == "solver":
             hint, default = Literal[tuple(SOLVERS)], to_plain(defaults)["solver"]
+        elif dataclasses.is_dataclass(default):
+            hint = type(default)
         hint = Annotated[hint, tyro.conf.arg(help=documented.get(f.name, ""))]
         fields.append((f.name, hint, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(kind.__name__, fields)
 
 
-def _bullets(kind: type) -> str:
-    return re.sub(r"\n\s+(?!\s*- `)(?=\S)", " ", (kind.__doc__ or "") + "\n\n")
+def _documented(kind: type) -> dict[str, str]:
+    """What the bullets of a class's docstring say of each field, without Markdown."""
+    text = re.sub(r"\n\s+(?!\s*- `)(?=\S)", " ", (kind.__doc__ or "") + "\n\n")
+    text = re.sub(r"\[`(?:\w+\.)*(\w+)`\]\[.*?\]", r"\1", text)
+    return {
+        name: re.sub(r"^[a-z](?=[a-z])", lambda m: m[0].upper(), description.replace("`", ""))
+        for names, description in re.findall(r"- (`.+?`): (.+)", text)
+        for name in re.findall(r"`(\w+)`", names)
+    }
 
 
 def _rebuilt(agent: Agent, parsed: Any) -> Agent:

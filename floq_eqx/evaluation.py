@@ -168,10 +168,10 @@ def make_environments(
 
     check_sizes(num=num)
     make = functools.partial(_seeded, name, success_timing, kwargs)
-    disabled = {"autoreset_mode": AutoresetMode.DISABLED}
+    mode = AutoresetMode.DISABLED
     if asynchronous:
-        return AsyncVectorEnv([make] * num, context="spawn", **disabled)
-    return SyncVectorEnv([make] * num, **disabled)
+        return AsyncVectorEnv([make] * num, context="spawn", autoreset_mode=mode)
+    return SyncVectorEnv([make] * num, autoreset_mode=mode)
 
 
 def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: dict) -> Any:

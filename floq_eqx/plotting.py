@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .data.ogbench import finish, unfinished
 from .training import Run
+
+_LABELS = {"success": "success rate", "returns": "return", "lengths": "length"}
 
 
 def learning_curves(
@@ -24,27 +27,28 @@ def learning_curves(
 
     **Returns:** the path.
 
-    **Raises:** `ValueError` if there is nothing to draw.
+    **Raises:** `ValueError` if there is nothing to draw, and for an unknown metric or format.
     """
-    tables = {run: run.table("evaluation.csv") for run in runs}
-    empty = [str(run.folder) for run, rows in tables.items() if not rows]
+    if metric not in _LABELS:
+        raise ValueError(f"metric must be one of {', '.join(_LABELS)}, got {metric!r}.")
+    tables = [run.table("evaluation.csv") for run in runs]
+    empty = [str(run.folder) for run, rows in zip(runs, tables, strict=True) if not rows]
     if empty or not tables:
         raise ValueError(f"Nothing to plot: no evaluation yet in {', '.join(empty) or 'no run'}.")
+    environments = dict.fromkeys(run.config.environment for run in runs)
     figure, axes = _axes()
-    for run, rows in tables.items():
-        if metric not in rows[0]:
-            raise ValueError(f"metric must be success, returns or lengths, got {metric!r}.")
+    for run, rows in zip(runs, tables, strict=True):
         steps = [row["step"] for row in rows]
         low, high = zip(*(_interval(row, metric) for row in rows), strict=True)
-        label = f"{run.folder.name} ({run.config.agent_name}, seed {run.config.seed})"
+        label = f"{run.folder.resolve().name} ({run.config.agent_name}, seed {run.config.seed})"
         (line,) = axes.plot(steps, [row[metric] for row in rows], marker="o", label=label)
         axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
     axes.set_xlabel("updates")
-    axes.set_ylabel({"success": "success rate", "returns": "return"}.get(metric, "length"))
+    axes.set_ylabel(_LABELS[metric])
     if metric == "success":
         axes.set_ylim(-0.02, 1.02)
     axes.legend(fontsize="small")
-    axes.set_title(runs[0].config.environment, fontsize="medium")
+    axes.set_title("\n".join(environments), fontsize="medium")
     return _save(figure, Path(path))
 
 
@@ -72,7 +76,11 @@ def _axes() -> tuple[Any, Any]:
 
 def _save(figure: Any, path: Path) -> Path:
     """Writes a figure that appears under its name only when it is complete."""
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    os.replace(temporary, path)
+    kinds = figure.canvas.get_supported_filetypes()
+    kind = path.suffix[1:].lower()
+    if kind not in kinds:
+        raise ValueError(f"{path} must end in one of {', '.join(f'.{k}' for k in sorted(kinds))}.")
+    with unfinished(path) as file:
+        figure.savefig(file, format=kind, dpi=150)
+        finish(file, path)
     return path

@@ -9,25 +9,30 @@ checkpoints/<n>/  the state after n updates
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from ..agents.base import Agent, State, check_sizes
+from ..agents.base import Agent, State, check_choice, check_sizes
 from ..agents.floq import Floq
 from ..agents.registry import AGENTS, from_plain, nearest, to_plain
-from ..data import Batch, collect_dataset, load_dataset, parse_name
+from ..data import Batch, collect_dataset, load_dataset, make_environment, parse_name
+from ..data.ogbench import finish, unfinished
 from ..evaluation import Evaluation, evaluate, make_environments
 from .loop import Progress, fit
 
-T = TypeVar("T")
+SuccessTiming: TypeAlias = Literal["pre", "post"]
+
+_OF_THE_DATA = ("action_size", "reward_min", "reward_max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +43,20 @@ class TrainConfig:
 
     - `environment`: a single-task OGBench name.
     - `agent`: the algorithm with its hyperparameters.
-    - `seed`: for the parameters, the batches, the noise and the evaluation.
-    - `num_updates`, `batch_size`: how long, and on how many transitions at once.
-    - `log_every`: updates between rows of `train.csv`, run without return to the host.
-    - `evaluate_every`, `evaluation_episodes`: updates between evaluations, and their size.
-    - `checkpoint_every`: updates between checkpoints. This and `evaluate_every` must be multiples
-        of `log_every`.
-    - `data`: the dataset's `.npz` file, or a folder to look for it; `None` for the default folder.
-    - `collect_episodes`: collect that many episodes with OGBench's scripted expert instead of
-        looking for a published dataset; they are kept for later runs.
-    - `success_timing`: see [`floq_eqx.evaluation.make_environments`][].
+    - `seed`: of the parameters, the batches, the noise and the evaluation.
+    - `num_updates`: how long to train.
+    - `batch_size`: transitions in an update.
+    - `log_every`: updates between rows of `train.csv`; they run without return to the host.
+    - `evaluate_every`: updates between evaluations, a multiple of `log_every`; the last update is
+        always followed by one.
+    - `evaluation_episodes`: episodes in an evaluation.
+    - `checkpoint_every`: updates between checkpoints, a multiple of `log_every`.
+    - `data`: the dataset's `.npz` file, or the folder to look for it; `None` for OGBench's own
+        folder.
+    - `collect_episodes`: unless `data` says where they are, collect this many episodes with
+        OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
+    - `success_timing`: evaluate success before a step (`pre`) or after it (`post`, as published);
+        `None` for OGBench's default.
     """
 
     environment: str = "cube-single-play-singletask-task1-v0"
@@ -58,10 +67,10 @@ class TrainConfig:
     log_every: int = 1000
     evaluate_every: int = 100_000
     evaluation_episodes: int = 50
-    checkpoint_every: int = 100_000
+    checkpoint_every: int = 10_000
     data: str | None = None
     collect_episodes: int | None = None
-    success_timing: Literal["pre", "post"] | None = None
+    success_timing: SuccessTiming | None = None
 
     def __post_init__(self):
         sizes = (
@@ -81,8 +90,10 @@ class TrainConfig:
                 )
         if self.collect_episodes is not None:
             check_sizes(collect_episodes=self.collect_episodes)
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}.")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
+        if self.success_timing is not None:
+            check_choice("success_timing", self.success_timing, SuccessTiming)
         if parse_name(self.environment).task is None:
             raise ValueError(
                 f"{self.environment} has no reward: name one of its tasks, such as "
@@ -106,12 +117,32 @@ class TrainConfig:
         **Raises:** `ValueError` for a name or value that is not known.
         """
         values = dict(plain)
-        agent = from_plain(values.pop("agent", None), values.pop("hyperparameters", {}))
-        known = {f.name for f in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise nearest("setting", name, known)
-        return cls(agent=agent, **values)
+        name = values.pop("agent", None)
+        hyperparameters = values.pop("hyperparameters", {})
+        if not isinstance(name, str) or name not in AGENTS:
+            raise nearest("agent", name, AGENTS)
+        default = cls(agent=from_plain(name, {})).to_plain()
+        _check_kind("hyperparameters", hyperparameters, default.pop("hyperparameters"))
+        for key, value in values.items():
+            if key not in default:
+                raise nearest("setting", key, default)
+            _check_kind(key, value, "" if key == "data" and value is not None else default[key])
+        return cls(agent=from_plain(name, hyperparameters), **values)
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """Raises a `ValueError` unless a value from JSON is of the same kind as its default."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    kinds |= {list: "a list", dict: "a mapping of names to values"}
+    kind = type(value)
+    if default is not None and kind is not type(default) and (kind, type(default)) != (int, float):
+        raise ValueError(f"{name} must be {kinds[type(default)]}, got {value!r}.")
+    if isinstance(default, dict):
+        for key in value.keys() & default.keys():
+            _check_kind(key, value[key], default[key])
+    if isinstance(default, list) and default:
+        for entry in value:
+            _check_kind(f"every entry of {name}", entry, default[0])
 
 
 class Run:
@@ -141,101 +172,112 @@ class Run:
         written to.
         """
         folder = Path(folder)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if any(folder.iterdir()):
-                raise FileExistsError(
-                    f"{folder} already holds files, and a run is never overwritten: choose another "
-                    "folder, or continue the run that is there with --resume."
-                )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / "config.json", json.dumps(config.to_plain(), indent=2) + "\n")
-        except OSError as error:
-            raise OSError(
-                error.errno, f"Cannot write a run to {folder}: {error.strerror}"
-            ) from error
+        _claim(folder)
+        _write_config(folder, config)
         return cls(folder)
 
     def table(self, name: str) -> list[dict[str, float]]:
-        """The rows of `train.csv` or `evaluation.csv`; none if there is no such file yet."""
-        path = self.folder / name
-        if not path.is_file():
-            return []
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        # A row that was being written when the run was killed lacks its end.
-        return [
-            {key: float(value) for key, value in row.items()}
-            for row in rows
-            if row and None not in row.values() and None not in row
-        ]
+        """The rows of `train.csv` or `evaluation.csv`; none if there is no such file yet.
+
+        **Raises:** `ValueError` if it is damaged.
+        """
+        try:
+            rows = list(csv.DictReader(self._lines(name), strict=True))
+            return [{key: float(value) for key, value in row.items()} for row in rows]
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f"{self.folder / name} is damaged: {error}.") from error
 
     def append(self, name: str, row: dict[str, float]) -> None:
         """Adds a row to a table, and the header if it is the first."""
         path = self.folder / name
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        if not path.exists() or path.stat().st_size == 0:
+            writer.writeheader()
+        writer.writerow(row)
+        with _writing(path), path.open("a") as file:
+            file.write(text.getvalue())
 
     def forget_after(self, step: int) -> None:
         """Removes the rows of later updates from both tables."""
         for name in ("train.csv", "evaluation.csv"):
-            rows = [row for row in self.table(name) if row["step"] <= step]
-            path = self.folder / name
-            if rows:
-                temporary = path.with_suffix(".tmp")
-                temporary.unlink(missing_ok=True)
-                with temporary.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
-                os.replace(temporary, path)
-            else:
-                path.unlink(missing_ok=True)
+            self.table(name)  # raises if it is damaged
+            header, *rows = self._lines(name) or [""]
+            kept = [row for row in rows if float(row.split(",")[0]) <= step]
+            if (self.folder / name).exists():
+                _write(self.folder / name, header + "".join(kept))
+
+    def _lines(self, name: str) -> list[str]:
+        """A table's lines, without one that was being written when the run was killed."""
+        path = self.folder / name
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        return [line for line in lines if line.endswith("\n")]
 
     @contextlib.contextmanager
     def checkpoints(self) -> Iterator[Any]:
-        """Orbax's manager of the run's checkpoints, which finishes writing on exit."""
+        """Orbax's manager for writing checkpoints, which finishes writing on exit.
+
+        It removes what a killed run left unfinished, so there must be no other process that trains
+        in this folder.
+        """
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, cleanup_tmp_directories=True, enable_async_checkpointing=False
         )
-        folder = (self.folder / "checkpoints").absolute()
-        with ocp.CheckpointManager(folder, options=options) as manager:
+        with ocp.CheckpointManager(self._checkpoints, options=options) as manager:
             yield manager
+
+    @property
+    def _checkpoints(self) -> Path:
+        return (self.folder / "checkpoints").absolute()
 
     def save(self, manager: Any, state: State) -> None:
         """Writes a checkpoint; it appears under its name only when it is whole."""
         import orbax.checkpoint as ocp
 
-        manager.save(int(state.step), args=ocp.args.StandardSave(_by_path(state)))
+        step = int(state.step)
+        try:
+            manager.save(step, args=ocp.args.StandardSave(_by_path(state)))
+        except Exception as error:  # Orbax has no error of its own for a disk that is full.
+            raise OSError(f"Cannot write checkpoint {step} of {self.folder}: {error}") from error
+
+    def steps(self) -> list[int]:
+        """The numbers of updates after which there is a checkpoint, in order."""
+        paths = self._checkpoints.iterdir() if self._checkpoints.is_dir() else ()
+        # Orbax renames a folder to the bare number once it is whole.
+        return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
     def restore(self, state: State, *, step: int | None = None) -> State:
         """The state of a checkpoint.
 
-        **Arguments:** `state`: one of the same structure; `step`: which, the last one by default.
+        **Arguments:** `state`: one of the same structure, with arrays or their shapes; `step`:
+        which, the last one by default.
 
         **Raises:** `FileNotFoundError` if there is no such checkpoint; `ValueError` that names
         what differs if it belongs to another configuration, or cannot be read.
         """
         import orbax.checkpoint as ocp
 
-        with self.checkpoints() as manager:
-            steps = sorted(manager.all_steps())
-            if not steps or (step is not None and step not in steps):
-                which = "no checkpoint" if step is None else f"no checkpoint of update {step}"
-                raise FileNotFoundError(f"{self.folder} holds {which}; it has {steps}.")
-            step = steps[-1] if step is None else step
-            wanted = _by_path(state)
+        steps = self.steps()
+        if not steps:
+            raise FileNotFoundError(f"{self.folder} holds no checkpoint yet.")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise FileNotFoundError(
+                f"{self.folder} holds no checkpoint of update {step}; it has "
+                f"{', '.join(map(str, steps))}."
+            )
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+            for name, leaf in _by_path(state).items()
+        }
+        path = self._checkpoints / str(step) / "default"
+        with ocp.StandardCheckpointer() as checkpointer:
             try:
-                saved = manager.item_metadata(step)
-                _check_same_arrays(wanted, dict(saved))
-                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-                arrays = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                _check_same_arrays(wanted, dict(checkpointer.metadata(path).item_metadata or {}))
+                arrays = checkpointer.restore(path, wanted)
             except Exception as error:
                 raise ValueError(
                     f"Checkpoint {step} of {self.folder} cannot be used: {error}"
@@ -246,12 +288,13 @@ class Run:
 
     def load(self, *, step: int | None = None) -> tuple[Agent, State]:
         """The trained agent and its state, for use in other code."""
-        environment = make_environments(self.config.environment, 1)
-        observation_size = environment.single_observation_space.shape[0]
-        action_size = environment.single_action_space.shape[0]
-        environment.close()
+        with contextlib.closing(make_environment(self.config.environment)) as environment:
+            (observation_size,) = environment.observation_space.shape
+            (action_size,) = environment.action_space.shape
         agent = self.config.agent
-        state = agent.init(observation_size, action_size, key=jax.random.key(0))
+        # Only the shapes: the numbers come from the checkpoint.
+        init = lambda key: agent.init(observation_size, action_size, key=key)  # noqa: E731
+        state = eqx.filter_eval_shape(init, jax.random.key(0))
         return agent, self.restore(state, step=step)
 
 
@@ -274,18 +317,45 @@ def _check_same_arrays(wanted: dict[str, Any], saved: dict[str, Any]) -> None:
         raise ValueError(f"it belongs to another configuration: {'; '.join(problems[:4])}{more}.")
 
 
-def write_whole(path: Path, text: str) -> None:
+def _claim(folder: Path) -> None:
+    """Makes a folder for a new run, or raises if there is anything in it."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in folder.iterdir()]
+    if "config.json" in names:
+        raise FileExistsError(
+            f"{folder} already holds a run, which is never overwritten: continue it with --resume "
+            "(resume=True), or choose another folder."
+        )
+    # A run that was killed in its first moment leaves a part of its configuration.
+    if any(not name.startswith(".config.json.") for name in names):
+        raise FileExistsError(f"{folder} holds other files: choose an empty or a new folder.")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Names the file in an error about the disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"Cannot write {path}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
     """Writes a text file that appears under its name only when it is complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with _writing(path), unfinished(path) as file:
+        file.write(text.encode())
+        finish(file, path)
+
+
+def _write_config(folder: Path, config: TrainConfig) -> None:
+    _write(folder / "config.json", json.dumps(config.to_plain(), indent=2) + "\n")
 
 
 def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
     """The transitions that a run trains on, collected first if that is what it asks for."""
+    if config.data is not None and Path(config.data).expanduser().is_dir():
+        return load_dataset(config.environment, directory=config.data)
     if config.data is not None or config.collect_episodes is None:
         return load_dataset(config.environment, path=config.data)
     dataset = parse_name(config.environment).dataset
@@ -314,38 +384,46 @@ def train(
     - `config`: what to train.
     - `folder`: where; it must be empty unless the run is resumed.
     - `resume`: continue from the last checkpoint, to end bitwise where a run without interruption
-        ends. The configuration must be the run's own, but `num_updates` may differ. A folder
-        without a run starts one.
+        ends. The configuration must be the run's own, but `num_updates` may be larger. An empty
+        folder starts a run.
     - `progress`: show progress bars where standard error is a terminal.
-    - `report`: takes a line of text for each evaluation.
+    - `report`: takes lines of text: each evaluation, and where a resumed run continues.
 
     **Returns:** the run.
 
-    **Raises:** as `Run`, and `DivergedError`, which leaves the last finite checkpoint in place.
+    **Raises:** as `Run`; `ValueError` if a resumed run has another configuration or other data;
+    `DivergedError`, which leaves the last finite checkpoint in place. Ctrl-C saves a checkpoint
+    before it raises.
     """
     folder = Path(folder)
-    if resume and (folder / "config.json").exists():
-        run = Run(folder)
-        _check_same_config(run.config, config)
+    resumed = resume and (folder / "config.json").exists()
+    if resumed:
+        _check_same_config(Run(folder).config, config, ignore=("num_updates", *_OF_THE_DATA))
     else:
-        run = Run.create(folder, config)
+        _claim(folder)  # before minutes go into collecting
 
     data = find_data(config, progress=progress)
-    config = dataclasses.replace(config, agent=config.agent.for_data(data))
-    write_whole(folder / "config.json", json.dumps(config.to_plain(), indent=2) + "\n")
-    run = Run(folder)
-
-    agent = config.agent
+    agent = config.agent.for_data(data)
+    config = dataclasses.replace(config, agent=agent)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     state = agent.init(data.observation.shape[1], data.action.shape[1], key=init_key)
-    with run.checkpoints() as manager:
-        started = manager.latest_step() is not None
-    if started:
-        state = run.restore(state)
+    if resumed:
+        run = Run(folder)
+        _check_same_config(run.config, config, ignore=("num_updates",))
+        if run.steps():
+            state = run.restore(state)
+        _check_more_to_do(int(state.step), config.num_updates, report)
+        if run.config.num_updates != config.num_updates:
+            _write_config(folder, config)
+            run = Run(folder)
+    else:
+        run = Run.create(folder, config)
     run.forget_after(int(state.step))
 
-    start = time.perf_counter()
+    rows = run.table("train.csv")
+    start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     environments = None
+    latest = None
 
     def log(now: Progress) -> None:
         row = {"step": now.step, "seconds": time.perf_counter() - start}
@@ -358,7 +436,9 @@ def train(
             return
         if environments is None:
             environments = make_environments(
-                config.environment, success_timing=config.success_timing
+                config.environment,
+                min(10, config.evaluation_episodes),
+                success_timing=config.success_timing,
             )
         result = evaluate(
             agent,
@@ -369,7 +449,8 @@ def train(
         )
         row = {"step": now.step, "seconds": time.perf_counter() - start}
         run.append("evaluation.csv", row | result.summary())
-        report(f"update {now.step}: {describe(result)}")
+        with tqdm.external_write_mode():
+            report(f"update {now.step}: {describe(result)}")
 
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(run.checkpoints())
@@ -383,6 +464,8 @@ def train(
         )
 
         def save(now: Progress) -> None:
+            nonlocal latest
+            latest = now
             if now.step % config.checkpoint_every == 0 or now.step == config.num_updates:
                 run.save(manager, now.state)
             bar.update(now.step - bar.n)
@@ -398,6 +481,10 @@ def train(
                 chunk=config.log_every,
                 callbacks=(log, assess, save),
             )
+        except KeyboardInterrupt:
+            if latest is not None and latest.step not in manager.all_steps():
+                run.save(manager, latest.state)
+            raise
         finally:
             if environments is not None:
                 environments.close()
@@ -413,16 +500,13 @@ def describe(result: Evaluation) -> str:
     )
 
 
-def _check_same_config(old: TrainConfig, new: TrainConfig) -> None:
+def _check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[str]) -> None:
     """Raises a `ValueError` that names the settings of a resumed run that have changed."""
 
     def flat(config: TrainConfig) -> dict[str, Any]:
         plain = config.to_plain()
-        plain.pop("num_updates")
-        hyperparameters = plain.pop("hyperparameters")
-        for name in ("action_size", "reward_min", "reward_max"):  # the data's, not the user's
-            hyperparameters.pop(name, None)
-        return plain | hyperparameters
+        plain |= plain.pop("hyperparameters")
+        return {name: value for name, value in plain.items() if name not in ignore}
 
     before, after = flat(old), flat(new)
     changed = [
@@ -435,3 +519,16 @@ def _check_same_config(old: TrainConfig, new: TrainConfig) -> None:
             "The run in this folder has another configuration; resume with its own, or start "
             "in another folder. Different: " + "; ".join(changed) + "."
         )
+
+
+def _check_more_to_do(step: int, num_updates: int, report: Callable[[str], None]) -> None:
+    if step > num_updates:
+        raise ValueError(
+            f"The run is at update {step} already: resume with num_updates of at least that, got "
+            f"{num_updates}."
+        )
+    report(
+        f"finished before: update {step} of {num_updates}"
+        if step == num_updates
+        else f"continuing at update {step} of {num_updates}"
+    )

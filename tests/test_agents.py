@@ -1,0 +1,372 @@
+"""Contracts that every agent of the registry keeps, and what is particular to floq."""
+
+import dataclasses
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from floq_eqx.agents import AGENTS, FQL, Floq, average
+from floq_eqx.critics import member_values
+from floq_eqx.data import Batch
+from floq_eqx.networks import MLPConfig, ResidualConfig
+from floq_eqx.training import train_steps
+
+KEY = jax.random.key(0)
+SMALL = MLPConfig(hidden_sizes=(16,), layer_norm=True)
+OPTIONS = {
+    "floq": {"num_noise": 3, "num_steps": 2, "field": SMALL, "critic": SMALL, "actor": SMALL},
+    "fql": {"critic": SMALL, "actor": SMALL},
+}
+
+
+def small(name, **changes):
+    settings = {"action_size": 2, "flow_steps": 2} | OPTIONS[name] | changes
+    return AGENTS[name](**settings)
+
+
+def transitions(size=6, seed=1):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return Batch(
+        observation=jax.random.normal(keys[0], (size, 3)),
+        action=jax.random.uniform(keys[1], (size, 2), minval=-1),
+        reward=-(jnp.arange(size) % 2).astype(jnp.float32),
+        mask=(jnp.arange(size) % 2).astype(jnp.float32),
+        next_observation=jax.random.normal(keys[2], (size, 3)),
+    )
+
+
+BATCH = transitions()
+
+
+@pytest.fixture(scope="module", params=AGENTS)
+def name(request):
+    return request.param
+
+
+def start(agent):
+    return agent.init(3, 2, key=KEY), agent.noise(len(BATCH), key=jax.random.key(2))
+
+
+def assert_trees_close(ours, theirs, **tolerance):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+class TestContracts:
+    def test_loss_has_no_hidden_randomness(self, name):
+        agent = small(name)
+        state, noise = start(agent)
+        loss = eqx.filter_jit(agent.loss)
+        first, again = (loss(state.params, state.targets, BATCH, noise) for _ in range(2))
+        assert_trees_close(first, again)
+        other, _ = loss(
+            state.params, state.targets, BATCH, agent.noise(len(BATCH), key=jax.random.key(3))
+        )
+        assert other != first[0]
+
+    def test_noise_covers_every_random_number(self, name):
+        agent = small(name)
+        noise = agent.noise(4096, key=KEY)
+        for field in dataclasses.fields(noise):
+            values = np.asarray(getattr(noise, field.name))
+            assert values.shape[0] == 4096, field.name
+            if field.name in ("bc_time", "time", "value", "next_value"):
+                assert values.min() >= 0, field.name
+                assert values.max() < 1, field.name
+                assert values.mean() == pytest.approx(0.5, abs=0.05), field.name
+            else:
+                assert values.mean() == pytest.approx(0, abs=0.05), field.name
+                assert values.std() == pytest.approx(1, abs=0.05), field.name
+        leaves = [np.asarray(leaf).ravel()[:4096] for leaf in jax.tree.leaves(noise)]
+        correlation = np.corrcoef(leaves) - np.eye(len(leaves))
+        assert np.abs(correlation).max() < 0.1, "two random numbers are the same"
+
+    def test_update_is_adam_and_an_average_of_the_parameters_before(self, name):
+        agent = small(name, target_rate=0.25, learning_rate=0.01)
+        state, noise = start(agent)
+        new, metrics = eqx.filter_jit(agent.update)(state, BATCH, noise)
+        expected = average(state.targets, agent.averaged(state.params), 0.25)
+        assert_trees_close(new.targets, expected, rtol=1e-6, atol=1e-7)
+        # Adam's first step is the learning rate, in the direction against the gradient's sign.
+        steps = [
+            np.abs(np.asarray(a) - np.asarray(b)).max()
+            for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True)
+        ]
+        assert max(steps) == pytest.approx(0.01, rel=1e-3)
+        assert int(new.step) == 1
+        assert all(value.shape == () for value in metrics.values())
+
+    def test_targets_get_no_gradient(self, name):
+        agent = small(name)
+        state, noise = start(agent)
+        grads = eqx.filter_grad(lambda targets: agent.loss(state.params, targets, BATCH, noise)[0])(
+            state.targets
+        )
+        assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+    def test_actor_terms_leave_the_critics_alone(self, name):
+        agent = small(name, alpha=10.0)
+        state, noise = start(agent)
+        gradient = eqx.filter_jit(
+            eqx.filter_grad(lambda p, n: agent.loss(p, state.targets, BATCH, n)[0])
+        )
+        before = gradient(state.params, noise)
+        after = gradient(
+            state.params,
+            dataclasses.replace(noise, actor=noise.actor + 1, bc_time=noise.bc_time / 2),
+        )
+        critics = [f.name for f in dataclasses.fields(before) if f.name != "policy"]
+        for critic in critics:
+            assert_trees_close(
+                getattr(before, critic), getattr(after, critic), rtol=1e-5, atol=1e-6
+            )
+        changed = [
+            not np.allclose(a, b)
+            for a, b in zip(
+                jax.tree.leaves(before.policy), jax.tree.leaves(after.policy), strict=True
+            )
+        ]
+        assert any(changed)
+
+    def test_sweep_over_a_hyperparameter_is_vmapped(self, name):
+        alphas = jnp.array([1.0, 30.0])
+        state, noise = start(small(name))
+
+        def loss(alpha):
+            return small(name, alpha=alpha).loss(state.params, state.targets, BATCH, noise)[0]
+
+        swept = eqx.filter_vmap(loss)(alphas)
+        np.testing.assert_allclose(swept, [loss(1.0), loss(30.0)], rtol=1e-5)
+        assert swept[0] != swept[1]
+
+    def test_new_values_do_not_retrace(self, name):
+        traces = []
+
+        @eqx.filter_jit
+        def update(agent, state, batch, noise):
+            traces.append(None)
+            return agent.update(state, batch, noise)
+
+        state, noise = start(small(name))
+        names = ("alpha", "discount", "learning_rate", "target_rate")
+        for scale in (0.5, 0.25):
+            agent = small(name, **{key: jnp.asarray(scale, jnp.float32) for key in names})
+            update(agent, state, transitions(seed=int(100 * scale)), noise)
+        assert len(traces) == 1
+
+    def test_act(self, name):
+        agent = small(name)
+        state, _ = start(agent)
+        act = jax.vmap(lambda key: agent.act(state, 10 * jnp.ones(3), key=key))
+        actions = act(jax.random.split(KEY, 100))
+        assert actions.shape == (100, 2)
+        assert jnp.abs(actions).max() <= 1
+        assert jnp.unique(actions[:, 0]).size > 1
+
+    def test_nan_in_a_batch_shows_in_the_metrics(self, name):
+        agent = small(name)
+        state, noise = start(agent)
+        batch = dataclasses.replace(BATCH, reward=BATCH.reward.at[2].set(jnp.nan))
+        _, metrics = eqx.filter_jit(agent.update)(state, batch, noise)
+        assert jnp.isnan(metrics["loss"])
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"discount": 1.0}, r"discount must be in \[0, 1\), got 1.0"),
+            ({"discount": -0.1}, "discount"),
+            ({"discount": float("nan")}, "discount"),
+            ({"target_rate": 1.5}, "target_rate"),
+            ({"learning_rate": -1.0}, "learning_rate"),
+            ({"alpha": float("inf")}, "alpha"),
+            ({"ensemble_size": 0}, "ensemble_size"),
+            ({"flow_steps": -1}, "flow_steps"),
+        ],
+    )
+    def test_bad_hyperparameters(self, name, changes, message):
+        with pytest.raises(ValueError, match=message):
+            small(name, **changes)
+
+    def test_bad_sizes(self, name):
+        agent = small(name)
+        with pytest.raises(ValueError, match="observation_size"):
+            agent.init(0, 2, key=KEY)
+        with pytest.raises(ValueError, match="made for actions of 2"):
+            agent.init(3, 4, key=KEY)
+        with pytest.raises(ValueError, match="batch_size"):
+            agent.noise(0, key=KEY)
+        with pytest.raises(ValueError, match="for_data"):
+            small(name, action_size=None).noise(4, key=KEY)
+
+    def test_for_data(self, name):
+        agent = small(name, action_size=None).for_data(BATCH)
+        assert agent.action_size == 2
+
+
+class TestFloq:
+    def test_learns_a_value_that_is_known(self):
+        """Terminal transitions whose reward is a function of the action: Q is that reward."""
+        keys = jax.random.split(KEY, 2)
+        action = jax.random.uniform(keys[0], (512, 2), minval=-1)
+        reward = -jnp.abs(action[:, 0])
+        zeros = jnp.zeros((512, 3))
+        data = Batch(zeros, action, reward, jnp.zeros(512), zeros)
+        field = MLPConfig(hidden_sizes=(64, 64), layer_norm=True)
+        agent = small(
+            "floq", discount=0.5, learning_rate=3e-3, num_steps=4, field=field, critic=field
+        ).for_data(data)
+        state = agent.init(3, 2, key=keys[1])
+        state, metrics = train_steps(agent, state, data, num_updates=600, batch_size=128, key=KEY)
+        z0 = agent.initial_value(jax.random.uniform(KEY, (512, 4)))
+        value = agent.integrate(state.params.field, z0, zeros, action)
+        error = np.asarray(value) - np.asarray(reward)[None, :, None]
+        assert np.sqrt((error**2).mean()) < 0.08
+        distilled = member_values(state.params.critic, zeros, action)
+        assert np.sqrt(((np.asarray(distilled) - np.asarray(reward)) ** 2).mean()) < 0.08
+        assert metrics["flow_loss"][-1] < metrics["flow_loss"][0]
+
+    def test_initial_values_fill_their_interval(self):
+        agent = small("floq", reward_min=-2.0, reward_max=1.0, discount=0.9, noise_coverage=0.5)
+        np.testing.assert_allclose(
+            agent.initial_value(jnp.array([0.0, 0.5, 1.0])), [-10, -2.5, 5], rtol=1e-5
+        )
+
+    def test_next_actions_and_noise_differ_between_samples(self):
+        agent = small("floq", backup="distributional")
+        state, noise = start(agent)
+        targets = agent.td_target(state.params.policy, state.targets, BATCH, noise)
+        bootstrapped = np.asarray(BATCH.mask) == 1
+        assert (np.asarray(targets).std(axis=1) > 0).tolist() == bootstrapped.tolist()
+        expected = small("floq").td_target(state.params.policy, state.targets, BATCH, noise)
+        mean = np.asarray(targets).mean(axis=1, keepdims=True)
+        np.testing.assert_allclose(expected, np.broadcast_to(mean, targets.shape), rtol=1e-5)
+
+    def test_min_aggregation_is_the_lower_member(self):
+        state, noise = start(small("floq"))
+        means, mins = (
+            small("floq", aggregation=how).td_target(
+                state.params.policy, state.targets, BATCH, noise
+            )
+            for how in ("mean", "min")
+        )
+        assert (np.asarray(mins) <= np.asarray(means)).all()
+        assert (np.asarray(mins) < np.asarray(means)).any()
+
+    def test_train_at_zero_only_ignores_the_time(self):
+        losses = {}
+        for zero_only in (True, False):
+            agent = small("floq", train_at_zero_only=zero_only)
+            state, noise = start(agent)
+            other = dataclasses.replace(noise, time=noise.time / 2)
+            losses[zero_only] = [
+                float(agent.loss(state.params, state.targets, BATCH, n)[1]["flow_loss"])
+                for n in (noise, other)
+            ]
+        assert losses[True][0] == losses[True][1]
+        assert losses[False][0] != losses[False][1]
+
+    def test_policy_extraction_through_the_integral(self):
+        agent = small("floq", extraction="integral")
+        state, noise = start(agent)
+        _, metrics = agent.loss(state.params, state.targets, BATCH, noise)
+        action = jax.vmap(state.params.policy.act)(BATCH.observation, noise.actor)
+        value = agent.integrate(
+            state.params.field, agent.initial_value(noise.value), BATCH.observation, action
+        )
+        assert metrics["actor_q"] == pytest.approx(float(value.mean()), rel=1e-5)
+
+        def gradient(agent):
+            loss = eqx.filter_grad(lambda p: agent.loss(p, state.targets, BATCH, noise)[0])
+            return loss(state.params)
+
+        integral, distilled = gradient(agent), gradient(small("floq"))
+        assert_trees_close(integral.field, distilled.field, rtol=1e-5, atol=1e-6)
+        actor = [jax.tree.leaves(g.policy.actor) for g in (integral, distilled)]
+        assert not all(np.allclose(a, b) for a, b in zip(*actor, strict=True))
+
+    @pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.Tsit5()])
+    def test_any_solver_trains(self, solver):
+        agent = small("floq", solver=solver)
+        state, noise = start(agent)
+        _, metrics = eqx.filter_jit(agent.update)(state, BATCH, noise)
+        assert jnp.isfinite(metrics["loss"])
+
+    def test_best_of_candidates(self):
+        agent, one = small("floq", num_candidates=64), small("floq")
+        state, _ = start(agent)
+        observation = jnp.ones(3)
+        keys = jax.random.split(KEY, 16)
+
+        def q(actions):
+            z0 = agent.initial_value(jnp.full((16, 1), 0.5))
+            value = agent.integrate(
+                state.params.field, z0, jnp.broadcast_to(observation, (16, 3)), actions
+            )
+            return float(value.mean())
+
+        best, plain = (
+            jax.vmap(lambda k, a=a: a.act(state, observation, key=k))(keys) for a in (agent, one)
+        )
+        assert q(best) > q(plain)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"value_embedding": "rescaled", "time_embedding": "raw"},
+            {"time_embedding": "fourier"},
+            {"field": ResidualConfig(width=8, num_blocks=1, layer_norm=True)},
+            {"normalise_q": True, "ensemble_size": 3, "distilled_size": 1},
+        ],
+    )
+    def test_options_train(self, changes):
+        agent = small("floq", **changes)
+        state, noise = start(agent)
+        new, metrics = eqx.filter_jit(agent.update)(state, BATCH, noise)
+        assert jnp.isfinite(metrics["loss"])
+        moved = [
+            bool((a != b).any())
+            for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True)
+        ]
+        assert all(moved)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"num_noise": 0},
+            {"num_steps": 0},
+            {"num_steps": -3},
+            {"distilled_size": 0},
+            {"num_candidates": 0},
+            {"noise_coverage": -0.1},
+            {"reward_min": 0.0, "reward_max": 0.0},
+            {"reward_min": 1.0, "reward_max": 0.0},
+            {"num_bins": 1},
+            {"backup": "none"},
+            {"aggregation": "max"},
+            {"extraction": "none"},
+            {"time_embedding": "none"},
+        ],
+    )
+    def test_bad_hyperparameters(self, changes):
+        # The runtime type check refuses the wrong literals before the agent does.
+        with pytest.raises((ValueError, TypeCheckError)):
+            small("floq", **changes).init(3, 2, key=KEY)
+
+    def test_equal_rewards_are_refused(self):
+        data = dataclasses.replace(BATCH, reward=jnp.zeros(len(BATCH)))
+        with pytest.raises(ValueError, match="rewards are equal"):
+            small("floq").for_data(data)
+
+
+def test_fql_with_a_residual_critic():
+    agent = FQL(action_size=2, critic=ResidualConfig(width=8, num_blocks=1), actor=SMALL)
+    state, noise = start(agent)
+    _, metrics = eqx.filter_jit(agent.update)(state, BATCH, noise)
+    assert jnp.isfinite(metrics["loss"])
+    assert isinstance(agent, FQL)
+    assert not isinstance(agent, Floq)
