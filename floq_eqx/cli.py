@@ -164,14 +164,14 @@ def _with_test_time_options(agent: Agent, changes: dict[str, Any]) -> Agent:
             raise ValueError(
                 f"A policy of {type(agent).__name__} integrates no value: {name} means nothing."
             )
-    plain = to_plain(agent) | changes
-    if {"num_steps", "solver"} & set(changes) and plain["num_candidates"] == 1:
+    name = next(name for name, kind in AGENTS.items() if type(agent) is kind)
+    changed = from_plain(name, to_plain(agent) | changes)
+    if {"num_steps", "solver"} & set(changes) and to_plain(changed)["num_candidates"] == 1:
         raise ValueError(
             "The one-step policy does not integrate the field, so K and the solver change "
             "nothing; with --num-candidates N it takes the best of N actions by the integral."
         )
-    name = next(name for name, kind in AGENTS.items() if type(agent) is kind)
-    return from_plain(name, plain)
+    return changed
 
 
 def _collect(arguments: list[str]) -> None:

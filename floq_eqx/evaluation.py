@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,7 +220,9 @@ def record(
     with contextlib.closing(_seeded(name, success_timing, {})) as environment:
         observation, _ = environment.reset(seed=seed)
         try:
-            frames = [environment.unwrapped.render()]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="glfw")  # the error below says it all
+                frames = [environment.unwrapped.render()]
         except Exception as error:
             raise RuntimeError(
                 "This machine cannot render: MuJoCo needs OpenGL. Without a display, install EGL "

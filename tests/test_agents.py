@@ -52,6 +52,25 @@ def start(agent):
     return agent.init(3, 2, key=KEY), agent.noise(len(BATCH), key=jax.random.key(2))
 
 
+@eqx.filter_jit
+def loss_of(agent, state, noise, batch=BATCH):
+    return agent.loss(state.params, state.targets, batch, noise)
+
+
+@eqx.filter_jit
+def gradient_of(agent, state, noise):
+    loss = eqx.filter_grad(lambda p: agent.loss(p, state.targets, BATCH, noise)[0])
+    return loss(state.params)
+
+
+@eqx.filter_jit
+def target_of(agent, state, noise):
+    return agent.td_target(state.params.policy, state.targets, BATCH, noise)
+
+
+integrate = eqx.filter_jit(lambda agent, *args: agent.integrate(*args))
+
+
 def assert_trees_close(ours, theirs, **tolerance):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, **(tolerance or {"rtol": 0, "atol": 0}))
@@ -61,12 +80,9 @@ class TestContracts:
     def test_loss_has_no_hidden_randomness(self, name):
         agent = small(name)
         state, noise = start(agent)
-        loss = eqx.filter_jit(agent.loss)
-        first, again = (loss(state.params, state.targets, BATCH, noise) for _ in range(2))
+        first, again = (loss_of(agent, state, noise) for _ in range(2))
         assert_trees_close(first, again)
-        other, _ = loss(
-            state.params, state.targets, BATCH, agent.noise(len(BATCH), key=jax.random.key(3))
-        )
+        other, _ = loss_of(agent, state, agent.noise(len(BATCH), key=jax.random.key(3)))
         assert other != first[0]
 
     def test_noise_covers_every_random_number(self, name):
@@ -112,19 +128,12 @@ class TestContracts:
     def test_actor_terms_leave_the_critics_alone(self, name):
         agent = small(name, alpha=10.0)
         state, noise = start(agent)
-        gradient = eqx.filter_jit(
-            eqx.filter_grad(lambda p, n: agent.loss(p, state.targets, BATCH, n)[0])
-        )
-        before = gradient(state.params, noise)
-        after = gradient(
-            state.params,
-            dataclasses.replace(noise, actor=noise.actor + 1, bc_time=noise.bc_time / 2),
-        )
+        other = dataclasses.replace(noise, actor=noise.actor + 1, bc_time=noise.bc_time / 2)
+        before, after = gradient_of(agent, state, noise), gradient_of(agent, state, other)
         critics = [f.name for f in dataclasses.fields(before) if f.name != "policy"]
         for critic in critics:
-            assert_trees_close(
-                getattr(before, critic), getattr(after, critic), rtol=1e-5, atol=1e-6
-            )
+            ours, theirs = getattr(before, critic), getattr(after, critic)
+            assert_trees_close(ours, theirs, rtol=1e-5, atol=1e-6)
         changed = [
             not np.allclose(a, b)
             for a, b in zip(
@@ -137,11 +146,12 @@ class TestContracts:
         alphas = jnp.array([1.0, 30.0])
         state, noise = start(small(name))
 
+        @eqx.filter_jit
         def loss(alpha):
             return small(name, alpha=alpha).loss(state.params, state.targets, BATCH, noise)[0]
 
-        swept = eqx.filter_vmap(loss)(alphas)
-        np.testing.assert_allclose(swept, [loss(1.0), loss(30.0)], rtol=1e-5)
+        swept = eqx.filter_jit(eqx.filter_vmap(loss))(alphas)
+        np.testing.assert_allclose(swept, [loss(alphas[0]), loss(alphas[1])], rtol=1e-5)
         assert swept[0] != swept[1]
 
     def test_new_values_do_not_retrace(self, name):
@@ -223,7 +233,7 @@ class TestFloq:
         state = agent.init(3, 2, key=keys[1])
         state, metrics = train_steps(agent, state, data, num_updates=600, batch_size=128, key=KEY)
         z0 = agent.initial_value(jax.random.uniform(KEY, (512, 4)))
-        value = agent.integrate(state.params.field, z0, zeros, action)
+        value = integrate(agent, state.params.field, z0, zeros, action)
         error = np.asarray(value) - np.asarray(reward)[None, :, None]
         assert np.sqrt((error**2).mean()) < 0.08
         distilled = member_values(state.params.critic, zeros, action)
@@ -239,20 +249,17 @@ class TestFloq:
     def test_next_actions_and_noise_differ_between_samples(self):
         agent = small("floq", backup="distributional")
         state, noise = start(agent)
-        targets = agent.td_target(state.params.policy, state.targets, BATCH, noise)
+        targets = target_of(agent, state, noise)
         bootstrapped = np.asarray(BATCH.mask) == 1
         assert (np.asarray(targets).std(axis=1) > 0).tolist() == bootstrapped.tolist()
-        expected = small("floq").td_target(state.params.policy, state.targets, BATCH, noise)
+        expected = target_of(small("floq"), state, noise)
         mean = np.asarray(targets).mean(axis=1, keepdims=True)
         np.testing.assert_allclose(expected, np.broadcast_to(mean, targets.shape), rtol=1e-5)
 
     def test_min_aggregation_is_the_lower_member(self):
         state, noise = start(small("floq"))
         means, mins = (
-            small("floq", aggregation=how).td_target(
-                state.params.policy, state.targets, BATCH, noise
-            )
-            for how in ("mean", "min")
+            target_of(small("floq", aggregation=how), state, noise) for how in ("mean", "min")
         )
         assert (np.asarray(mins) <= np.asarray(means)).all()
         assert (np.asarray(mins) < np.asarray(means)).any()
@@ -264,8 +271,7 @@ class TestFloq:
             state, noise = start(agent)
             other = dataclasses.replace(noise, time=noise.time / 2)
             losses[zero_only] = [
-                float(agent.loss(state.params, state.targets, BATCH, n)[1]["flow_loss"])
-                for n in (noise, other)
+                float(loss_of(agent, state, n)[1]["flow_loss"]) for n in (noise, other)
             ]
         assert losses[True][0] == losses[True][1]
         assert losses[False][0] != losses[False][1]
@@ -273,18 +279,13 @@ class TestFloq:
     def test_policy_extraction_through_the_integral(self):
         agent = small("floq", extraction="integral")
         state, noise = start(agent)
-        _, metrics = agent.loss(state.params, state.targets, BATCH, noise)
+        _, metrics = loss_of(agent, state, noise)
         action = jax.vmap(state.params.policy.act)(BATCH.observation, noise.actor)
-        value = agent.integrate(
-            state.params.field, agent.initial_value(noise.value), BATCH.observation, action
-        )
+        z0 = agent.initial_value(noise.value)
+        value = integrate(agent, state.params.field, z0, BATCH.observation, action)
         assert metrics["actor_q"] == pytest.approx(float(value.mean()), rel=1e-5)
 
-        def gradient(agent):
-            loss = eqx.filter_grad(lambda p: agent.loss(p, state.targets, BATCH, noise)[0])
-            return loss(state.params)
-
-        integral, distilled = gradient(agent), gradient(small("floq"))
+        integral, distilled = (gradient_of(a, state, noise) for a in (agent, small("floq")))
         assert_trees_close(integral.field, distilled.field, rtol=1e-5, atol=1e-6)
         actor = [jax.tree.leaves(g.policy.actor) for g in (integral, distilled)]
         assert not all(np.allclose(a, b) for a, b in zip(*actor, strict=True))
@@ -304,9 +305,8 @@ class TestFloq:
 
         def q(actions):
             z0 = agent.initial_value(jnp.full((16, 1), 0.5))
-            value = agent.integrate(
-                state.params.field, z0, jnp.broadcast_to(observation, (16, 3)), actions
-            )
+            observations = jnp.broadcast_to(observation, (16, 3))
+            value = integrate(agent, state.params.field, z0, observations, actions)
             return float(value.mean())
 
         best, plain = (

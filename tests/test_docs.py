@@ -106,6 +106,15 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text())
 
 
+@pytest.fixture
+def quick_compilation():
+    """Examples compile more than they compute."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
 def test_examples_run(page, tmp_path, monkeypatch):
     """Those of a page marked `<!-- run -->`, one after the other; of the others, the syntax."""
@@ -154,8 +163,8 @@ def test_pages_are_in_the_navigation():
         assert f": {page.relative_to(DOCS).as_posix()}\n" in navigation
 
 
-def test_example_of_type_checks_needs_its_line():
-    """Without the hook the library imports and works where beartype is missing."""
+def test_works_without_beartype():
+    """As the page says of run-time checks: without its line, beartype is not imported."""
     code = (
         "import sys; sys.modules['beartype'] = None; import jax.numpy as jnp; "
         "from floq_eqx.targets import td_target; "

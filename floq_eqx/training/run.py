@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -237,10 +238,14 @@ class Run:
         import orbax.checkpoint as ocp
 
         step = int(state.step)
+        logger = logging.getLogger("absl")  # Orbax logs the traceback of an error that it raises
+        disabled, logger.disabled = logger.disabled, True
         try:
             manager.save(step, args=ocp.args.StandardSave(_by_path(state)))
         except Exception as error:  # Orbax has no error of its own for a disk that is full.
             raise OSError(f"Cannot write checkpoint {step} of {self.folder}: {error}") from error
+        finally:
+            logger.disabled = disabled
 
     def steps(self) -> list[int]:
         """The numbers of updates after which there is a checkpoint, in order."""
@@ -258,6 +263,7 @@ class Run:
         what differs if it belongs to another configuration, or cannot be read.
         """
         import orbax.checkpoint as ocp
+        from etils import epath  # Orbax's own paths
 
         steps = self.steps()
         if not steps:
@@ -273,15 +279,17 @@ class Run:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
             for name, leaf in _by_path(state).items()
         }
-        path = self._checkpoints / str(step) / "default"
-        with ocp.StandardCheckpointer() as checkpointer:
-            try:
-                _check_same_arrays(wanted, dict(checkpointer.metadata(path).item_metadata or {}))
-                arrays = checkpointer.restore(path, wanted)
-            except Exception as error:
-                raise ValueError(
-                    f"Checkpoint {step} of {self.folder} cannot be used: {error}"
-                ) from error
+        path = epath.Path(self._checkpoints) / str(step) / "default"
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            _check_same_arrays(wanted, dict(handler.metadata(path).tree))
+            arrays = handler.restore(path, args=ocp.args.StandardRestore(wanted))
+        except Exception as error:
+            raise ValueError(
+                f"Checkpoint {step} of {self.folder} cannot be used: {error}"
+            ) from error
+        finally:
+            handler.close()
         return jax.tree.unflatten(
             jax.tree.structure(state), [jnp.asarray(arrays[name]) for name in wanted]
         )

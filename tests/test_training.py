@@ -1,0 +1,203 @@
+"""The compiled loop: contracts that every agent keeps, and what `fit` does around it."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from floq_eqx.agents import AGENTS, from_plain, to_plain
+from floq_eqx.data import Batch
+from floq_eqx.training import DivergedError, fit, train_seeds, train_steps
+
+KEY = jax.random.key(7)
+
+
+def small(name, **changes):
+    """An agent with tiny networks and few samples, whatever its hyperparameters are called."""
+    plain = to_plain(from_plain(name, {}))
+    settings = {"action_size": 2}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            settings[key] = {"kind": "mlp", "hidden_sizes": [8], "layer_norm": True}
+        elif key in ("num_noise", "num_steps", "flow_steps"):
+            settings[key] = 2
+    return from_plain(name, settings | changes)
+
+
+def transitions(seed=0, size=40):
+    k = jax.random.split(jax.random.key(seed), 5)
+    return Batch(
+        observation=jax.random.normal(k[0], (size, 3)),
+        action=jax.random.uniform(k[1], (size, 2), minval=-1.0),
+        reward=-jax.random.uniform(k[2], (size,)),
+        mask=jax.random.bernoulli(k[3], 0.9, (size,)).astype(jnp.float32),
+        next_observation=jax.random.normal(k[4], (size, 3)),
+        next_action=jax.random.uniform(k[1], (size, 2), minval=-1.0),
+    )
+
+
+def start(agent, seed=1):
+    return agent.init(3, 2, key=jax.random.key(seed))
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("parts", [(5, 5), (1, 9)])
+def test_parts_equal_the_whole_to_the_bit(name, parts):
+    agent, data = small(name), transitions()
+    whole, metrics = train_steps(agent, start(agent), data, num_updates=10, batch_size=8, key=KEY)
+    state, pieces = start(agent), []
+    for count in parts:
+        state, piece = train_steps(agent, state, data, num_updates=count, batch_size=8, key=KEY)
+        pieces.append(piece)
+    assert int(whole.step) == 10
+    assert eqx.tree_equal(state, whole)
+    for key, values in metrics.items():
+        np.testing.assert_array_equal(np.concatenate([piece[key] for piece in pieces]), values)
+    assert not eqx.tree_equal(whole.params, start(agent).params)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_seeds_at_once_equal_a_loop(name):
+    agent, data = small(name), transitions()
+    keys = jax.random.split(KEY, 3)
+    states = eqx.filter_vmap(lambda key: agent.init(3, 2, key=key))(keys)
+    trained, metrics = train_seeds(agent, states, data, num_updates=4, batch_size=8, keys=keys)
+    assert metrics["loss"].shape == (3, 4)
+    for i in range(3):
+        own = agent.init(3, 2, key=keys[i])
+        alone, own_metrics = train_steps(agent, own, data, num_updates=4, batch_size=8, key=keys[i])
+        for got, expected in zip(
+            jax.tree.leaves(trained.params), jax.tree.leaves(alone.params), strict=True
+        ):
+            np.testing.assert_allclose(got[i], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(metrics["loss"][i], own_metrics["loss"], rtol=1e-4)
+    assert not np.allclose(metrics["loss"][0], metrics["loss"][1])
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_nothing_but_structure_compiles_again(name, monkeypatch):
+    kind = AGENTS[name]
+    traces, noise = [], kind.noise
+
+    def counted(self, *args, **kwargs):
+        traces.append(1)
+        return noise(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "noise", counted)
+    agent = small(name)
+    state = start(agent)
+
+    def losses(agent, data=None, key=KEY, num_updates=2):
+        data = transitions() if data is None else data
+        _, metrics = train_steps(agent, state, data, num_updates=num_updates, batch_size=5, key=key)
+        return np.asarray(metrics["loss"])
+
+    first = losses(agent)
+    assert len(traces) == 1
+    names = [
+        f.name
+        for f in dataclasses.fields(agent)
+        if isinstance(getattr(agent, f.name), int | float) and not f.metadata.get("static")
+    ]
+    assert {"learning_rate", "discount", "alpha", "target_rate"} <= set(names)
+    for field in names:
+        value = getattr(agent, field) * 0.5 - (0.1 if field == "reward_min" else 0.0)
+        losses(dataclasses.replace(agent, **{field: value}))
+        losses(dataclasses.replace(agent, alpha=3))
+    for other in (
+        losses(dataclasses.replace(agent, alpha=0.5)),
+        losses(agent, data=transitions(seed=3)),
+        losses(agent, key=jax.random.key(8)),
+    ):
+        assert not np.allclose(other, first)
+    assert len(traces) == 1
+    # Arrays are as good as numbers, and compile at most once more (numbers are weakly typed).
+    np.testing.assert_array_equal(losses(dataclasses.replace(agent, alpha=jnp.array(10.0))), first)
+    losses(dataclasses.replace(agent, alpha=jnp.array(11.0)))
+    assert len(traces) == 2
+    losses(agent, num_updates=3)
+    assert len(traces) == 3
+
+
+def test_a_sweep_is_a_vmap():
+    agent, data = small("floq"), transitions()
+    state = start(agent)
+
+    def loss(alpha):
+        own = dataclasses.replace(agent, alpha=alpha)
+        return train_steps(own, state, data, num_updates=2, batch_size=8, key=KEY)[1]["loss"]
+
+    swept = eqx.filter_vmap(loss)(jnp.array([1.0, 30.0]))
+    np.testing.assert_allclose(swept[1], loss(30.0), rtol=1e-5)
+    assert not np.allclose(swept[0], swept[1])
+
+
+def test_a_batch_may_be_larger_than_the_dataset():
+    agent = small("floq")
+    data = transitions(size=3)
+    state, metrics = train_steps(agent, start(agent), data, num_updates=2, batch_size=64, key=KEY)
+    assert int(state.step) == 2
+    assert np.isfinite(metrics["loss"]).all()
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+@pytest.mark.parametrize("name", ["num_updates", "batch_size"])
+def test_sizes_that_make_no_sense(name, size):
+    agent = small("fql")
+    sizes = {"num_updates": 2, "batch_size": 2} | {name: size}
+    with pytest.raises((ValueError, TypeError), match=name if size in (0, -1) else None):
+        train_steps(agent, start(agent), transitions(), **sizes, key=KEY)
+    with pytest.raises((ValueError, TypeError)):
+        fit(agent, start(agent), transitions(), **sizes, key=KEY)
+
+
+def test_fit_ends_chunks_at_multiples():
+    agent, data = small("fql"), transitions()
+    seen = []
+    options = {"batch_size": 8, "key": KEY, "chunk": 4}
+    state = fit(agent, start(agent), data, num_updates=6, callbacks=[seen.append], **options)
+    assert [p.step for p in seen] == [4, 6]
+    state = fit(agent, state, data, num_updates=10, callbacks=[seen.append], **options)
+    assert [p.step for p in seen] == [4, 6, 8, 10]
+    assert state is seen[-1].state
+    whole, metrics = train_steps(agent, start(agent), data, num_updates=10, batch_size=8, key=KEY)
+    assert eqx.tree_equal(state, whole)
+    assert seen[2].metrics["loss"] == pytest.approx(float(metrics["loss"][6:8].mean()))
+    assert seen[2].updates_per_second > 0
+    # There is nothing left to do.
+    assert fit(agent, state, data, num_updates=10, callbacks=[pytest.fail], **options) is state
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_fit_names_the_update_that_diverged(name):
+    agent, data = small(name), transitions(size=200)
+    data = eqx.tree_at(lambda d: d.reward, data, data.reward.at[17].set(jnp.nan))
+    _, metrics = train_steps(agent, start(agent), data, num_updates=60, batch_size=4, key=KEY)
+    first = int(np.argmin(np.isfinite(metrics["loss"]))) + 1
+    assert 10 < first < 60  # otherwise the test shows little
+    seen = []
+    with pytest.raises(DivergedError, match=rf"loss.* at update {first}\.") as caught:
+        fit(
+            *(agent, start(agent), data),
+            **{"num_updates": 60, "batch_size": 4, "key": KEY, "chunk": 10},
+            callbacks=[seen.append],
+        )
+    assert caught.value.step == first
+    # No callback saw a state that is not finite, and those before were all seen.
+    assert [p.step for p in seen] == list(range(10, first, 10))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen[-1].state.params))
+
+
+def test_fit_sees_a_parameter_that_no_metric_shows():
+    agent, data = small("fql"), transitions()
+    state = fit(agent, start(agent), data, num_updates=3, batch_size=4, key=KEY)
+    # Adam's second moment becomes infinite minus infinite: only the update after this shows it.
+    broken = jax.tree.map(
+        lambda x: jnp.full_like(x, jnp.nan) if eqx.is_inexact_array(x) else x, state.opt_state
+    )
+    state = eqx.tree_at(lambda s: s.opt_state, state, broken)
+    with pytest.raises(DivergedError, match="a parameter NaN or infinite at update 4"):
+        fit(agent, state, data, num_updates=4, batch_size=4, key=KEY)
