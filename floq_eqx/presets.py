@@ -3,7 +3,6 @@
 Sources: floq, arXiv 2509.06863, appendix C; FQL, arXiv 2502.02538, table 5.
 """
 
-import dataclasses
 from typing import Any, Literal, TypeAlias
 
 from .agents.registry import from_plain, nearest
@@ -69,20 +68,21 @@ def paper(agent: str, environment: str) -> TrainConfig:
 
 def laptop(agent: str, environment: str) -> TrainConfig:
     """A small configuration: minutes on two cores, on 100 episodes that are collected first."""
-    critic = {"kind": "mlp", "hidden_sizes": [256, 256], "layer_norm": True}
+    critic = {"kind": "mlp", "hidden_sizes": [128, 128], "layer_norm": True}
     settings: dict[str, Any] = {
         "alpha": 300.0,
         "learning_rate": 1e-3,
         "target_rate": 0.02,
+        "flow_steps": 5,
         "critic": critic,
-        "actor": critic | {"layer_norm": False},
+        "actor": {"kind": "mlp", "hidden_sizes": [256, 256]},
     }
     if agent == "floq":
-        settings |= {"num_noise": 2, "num_steps": 4, "field": critic}
+        settings |= {"num_noise": 1, "num_steps": 4, "field": critic}
     return TrainConfig(
         environment=environment,
         agent=from_plain(agent, settings),
-        num_updates=30_000,
+        num_updates=40_000,
         evaluate_every=10_000,
         checkpoint_every=5_000,
         collect_episodes=100,
@@ -98,8 +98,3 @@ def preset(name: Preset, *, agent: str, environment: str) -> TrainConfig:
     if name not in presets:
         raise nearest("preset", name, presets)
     return presets[name](agent, environment)
-
-
-def with_hyperparameters(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """`config` with some of its agent's hyperparameters changed."""
-    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **changes))
