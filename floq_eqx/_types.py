@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 Key: TypeAlias = PRNGKeyArray
 Scalar: TypeAlias = Float[Array, ""]
 Number: TypeAlias = float | int
+"""A Python number."""
 FloatLike: TypeAlias = float | int | Float[Array, ""]
 """A hyperparameter: a Python number, or a scalar array so that a sweep can be vmapped."""
 

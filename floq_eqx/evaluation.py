@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ._types import Key
+from ._types import Key, Number
 from .agents.base import Agent, State, check_sizes
 from .data.ogbench import finish, make_environment, unfinished
 
@@ -35,9 +35,9 @@ class Evaluation:
     returns: np.ndarray
     lengths: np.ndarray
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Number]:
         """Mean and standard deviation over episodes of each, and the number of episodes."""
-        out: dict[str, float] = {"episodes": len(self.success)}
+        out: dict[str, Number] = {"episodes": len(self.success)}
         for name in ("success", "returns", "lengths"):
             values = getattr(self, name)
             out[name] = float(values.mean())

@@ -13,7 +13,15 @@ import numpy as np
 from .agents.base import Agent, State
 from .agents.floq import Floq
 from .agents.fql import FQL
-from .networks import MLP, AbstractNetwork, Layer, MLPConfig, NetworkConfig, ResidualConfig
+from .networks import (
+    MLP,
+    AbstractNetwork,
+    Layer,
+    MLPConfig,
+    NetworkConfig,
+    ResidualConfig,
+    ResidualMLP,
+)
 
 
 def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Agent, State]:
@@ -73,19 +81,15 @@ class _Arrays:
     def network(self, network: AbstractNetwork, prefix: str) -> AbstractNetwork:
         """`network` with the parameters below `prefix`."""
         if isinstance(network, MLP):
-            last = len(network.hidden)
-            hidden = [
-                self.layer(layer, prefix, index) for index, layer in enumerate(network.hidden)
-            ]
-            new = (tuple(hidden), self.linear(network.output, f"{prefix}/Dense_{last}"))
+            hidden = tuple(self.layer(m, prefix, index) for index, m in enumerate(network.hidden))
+            new = (hidden, self.linear(network.output, f"{prefix}/Dense_{len(hidden)}"))
             return eqx.tree_at(lambda n: (n.hidden, n.output), network, new)
+        if not isinstance(network, ResidualMLP):
+            raise TypeError(f"The references have no network like {type(network).__name__}.")
         first = self.layer(network.first, f"{prefix}/initial_block", 0)
         blocks = tuple(
-            tuple(
-                self.layer(layer, f"{prefix}/hidden_blocks_{number}", index)
-                for index, layer in enumerate(block)
-            )
-            for number, block in enumerate(network.blocks)
+            tuple(self.layer(m, f"{prefix}/hidden_blocks_{j}", index) for index, m in enumerate(b))
+            for j, b in enumerate(network.blocks)
         )
         new = (first, blocks, self.linear(network.output, f"{prefix}/final_block/Dense_0"))
         return eqx.tree_at(lambda n: (n.first, n.blocks, n.output), network, new)
@@ -109,7 +113,7 @@ class _Arrays:
         )
         return eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
 
-    def take(self, path: str, like: jax.Array, *, transpose: bool = False) -> jax.Array:
+    def take(self, path: str, like: Any, *, transpose: bool = False) -> Any:
         """The array at `path` in the layout of `like`, or `like` itself and a problem noted."""
         shape = (*like.shape[:-2], like.shape[-1], like.shape[-2]) if transpose else like.shape
         if path not in self.params:

@@ -142,7 +142,8 @@ class Floq(Agent):
     def for_data(self, data: Batch) -> "Floq":
         """The agent with the size of an action and the range of rewards of `data`."""
         low, high = reward_range(data)
-        return dataclasses.replace(super().for_data(data), reward_min=low, reward_max=high)
+        size = data.action.shape[1]
+        return dataclasses.replace(self, action_size=size, reward_min=low, reward_max=high)
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
         self.check_init_sizes(observation_size, action_size)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from .._types import Key
 from ..agents.base import Agent, State, check_sizes
@@ -21,7 +21,8 @@ def train_steps(
     """`num_updates` updates on batches drawn from `data`, as one `lax.scan`.
 
     The random numbers of an update depend on `key` and `state.step` alone, so that one call of ten
-    updates does the same as two of five, or as a run that was interrupted in between.
+    updates does the same as two of five, or as a run that was interrupted in between: to the bit,
+    but for a call of a single update, which XLA compiles without a loop.
 
     **Arguments:**
 
@@ -64,7 +65,13 @@ def _train_steps(
 
 
 def train_seeds(
-    agent: Agent, states: State, data: Batch, *, num_updates: int, batch_size: int, keys: Key
+    agent: Agent,
+    states: State,
+    data: Batch,
+    *,
+    num_updates: int,
+    batch_size: int,
+    keys: Shaped[Array, "seeds ..."],
 ) -> tuple[State, dict[str, Float[Array, "seeds steps"]]]:
     """[`floq_eqx.training.train_steps`][] for several seeds at once, on the same data.
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from .._types import Number
 from ..agents.base import Agent, State, check_choice, check_sizes
 from ..agents.floq import Floq
 from ..agents.registry import AGENTS, from_plain, nearest, to_plain
@@ -188,7 +189,7 @@ class Run:
         except (ValueError, TypeError, csv.Error) as error:
             raise ValueError(f"{self.folder / name} is damaged: {error}.") from error
 
-    def append(self, name: str, row: dict[str, float]) -> None:
+    def append(self, name: str, row: dict[str, Number]) -> None:
         """Adds a row to a table, and the header if it is the first."""
         path = self.folder / name
         text = io.StringIO()
@@ -434,7 +435,7 @@ def train(
     latest = None
 
     def log(now: Progress) -> None:
-        row = {"step": now.step, "seconds": time.perf_counter() - start}
+        row: dict[str, Number] = {"step": now.step, "seconds": time.perf_counter() - start}
         row["updates_per_second"] = now.updates_per_second
         run.append("train.csv", row | dict(sorted(now.metrics.items())))
 
@@ -455,7 +456,7 @@ def train(
             num_episodes=config.evaluation_episodes,
             seed=config.seed,
         )
-        row = {"step": now.step, "seconds": time.perf_counter() - start}
+        row: dict[str, Number] = {"step": now.step, "seconds": time.perf_counter() - start}
         run.append("evaluation.csv", row | result.summary())
         with tqdm.external_write_mode():
             report(f"update {now.step}: {describe(result)}")

@@ -1,0 +1,564 @@
+"""Runs: a folder that is whole at any moment, resumes to the bit, and says what is wrong with it."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from floq_eqx.agents import AGENTS, FQL
+from floq_eqx.presets import PAPER, laptop, paper
+from floq_eqx.training import DivergedError, Run, TrainConfig, train
+from floq_eqx.training import run as run_module
+
+from .runs import CUBE, small_agent, small_config, write_dataset
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "cube-single-play-v0.npz")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, data):
+    """A finished run, and what it reported; not to be changed."""
+    lines = []
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return train(small_config(data), folder, report=lines.append), lines
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0].folder, folder)
+    return folder
+
+
+def names(folder):
+    return sorted(p.name for p in Path(folder).iterdir())
+
+
+def same_parameters(a, b):
+    return eqx.tree_equal(a.load()[1], b.load()[1])
+
+
+# ---------------------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_config_round_trip(agent, tmp_path):
+    configs = [laptop(agent, CUBE), small_config("x.npz", agent)]
+    configs += [
+        paper(agent, f"{name}-{kind}-singletask-task1-v0")
+        for name, agents in PAPER.items()
+        for kind in ("navigate" if "maze" in name or "soccer" in name else "play",)
+        if agent in agents
+    ]
+    for config in configs:
+        plain = json.loads(json.dumps(config.to_plain()))
+        again = TrainConfig.from_plain(plain)
+        assert again.to_plain() == plain
+        assert eqx.tree_equal(again.agent, config.agent)
+    run = Run.create(tmp_path / "run", configs[0])
+    assert Run(run.folder).config.to_plain() == configs[0].to_plain()
+    arrays = dataclasses.replace(configs[0].agent, alpha=jnp.array(2.0))
+    plain = dataclasses.replace(configs[0], agent=arrays).to_plain()
+    assert TrainConfig.from_plain(plain).agent.alpha == 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_updates": 0}, "num_updates must be a whole number of at least 1, got 0"),
+        ({"batch_size": -3}, "batch_size must be a whole number of at least 1, got -3"),
+        ({"log_every": 0}, "log_every must be"),
+        ({"evaluation_episodes": 0}, "evaluation_episodes must be"),
+        ({"collect_episodes": 0}, "collect_episodes must be"),
+        ({"evaluate_every": 7}, "evaluate_every must be a multiple of log_every = 5, got 7"),
+        ({"checkpoint_every": 7}, "checkpoint_every must be a multiple of log_every = 5, got 7"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*31\), got -1"),
+        ({"seed": 2**40}, "seed must be in"),
+        ({"environment": "cube-singel-play-v0"}, "Did you mean cube-single-play-v0"),
+        ({"environment": "cube-single-play-v0"}, "has no reward.*-singletask-task1-v0"),
+    ],
+)
+def test_settings_that_make_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        small_config("x.npz", **change)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_hyperparameters_that_make_no_sense(agent):
+    changes = [("discount", 1.0), ("discount", -0.1), ("target_rate", 1.5), ("alpha", -1.0)]
+    changes += [("learning_rate", float("nan")), ("aggregation", "max")]
+    known = {f.name for f in dataclasses.fields(AGENTS[agent])}
+    sizes = {"num_steps", "num_noise", "ensemble_size", "flow_steps", "num_candidates"} & known
+    changes += [(name, size) for name in sizes for size in (0, -2)]
+    for name, value in changes:
+        with pytest.raises(ValueError, match=name):
+            small_agent(agent, **{name: value})
+
+
+def damaged(key, value):
+    return lambda plain: plain | {key: value}
+
+
+def hyper(key, value):
+    return lambda plain: plain | {"hyperparameters": plain["hyperparameters"] | {key: value}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plain: "no JSON", "config.json is not a run's configuration"),
+        (lambda plain: [], "is not a run's configuration"),
+        (lambda plain: "{}"[:1], "is not a run's configuration"),
+        (damaged("agent", "fqll"), "Unknown agent 'fqll'; did you mean fql"),
+        (damaged("agent", ["fql"]), "Unknown agent"),
+        (damaged("agent", None), "Unknown agent"),
+        (damaged("hyperparameters", [1]), "hyperparameters must be a mapping"),
+        (damaged("environment", 3), "environment must be a text, got 3"),
+        (damaged("environment", "cube-singel-play-v0"), "Did you mean cube-single-play-v0"),
+        (damaged("seed", "0"), "seed must be a whole number, got '0'"),
+        (damaged("seed", True), "seed must be a whole number, got True"),
+        (damaged("num_updates", 2.5), "num_updates must be a whole number, got 2.5"),
+        (damaged("num_updates", -1), "num_updates must be a whole number of at least 1, got -1"),
+        (damaged("data", 3), "data must be a text, got 3"),
+        (damaged("success_timing", "late"), "success_timing must be one of"),
+        (damaged("num_update", 3), "Unknown setting 'num_update'; did you mean num_updates"),
+        (hyper("alfa", 3.0), "Unknown hyperparameter of fql 'alfa'; did you mean alpha"),
+        (hyper("alpha", "much"), "alpha must be a number, got 'much'"),
+        (hyper("discount", 1.0), r"discount must be in \[0, 1\), got 1.0"),
+        (hyper("normalise_q", 1), "normalise_q must be true or false, got 1"),
+        (hyper("critic", {"kind": "cnn"}), "Unknown kind of network 'cnn'"),
+        (hyper("critic", {"kind": "mlp", "hidden_sizes": 3}), "hidden_sizes must be a list"),
+        (hyper("critic", {"kind": "mlp", "hidden_sizes": ["8"]}), "every entry of hidden_sizes"),
+        (hyper("critic", {"kind": "mlp", "widths": [8]}), "widths"),
+    ],
+)
+def test_garbage_in_config(tmp_path, change, message):
+    run = Run.create(tmp_path / "run", small_config("x.npz"))
+    path = run.folder / "config.json"
+    changed = change(json.loads(path.read_text()))
+    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    with pytest.raises(ValueError, match=message) as caught:
+        Run(run.folder)
+    assert str(path) in str(caught.value)
+
+
+def test_no_run(tmp_path):
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(FileNotFoundError, match=r"holds no run: it has no config\.json"):
+            Run(folder)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is not a run's configuration"):
+        Run(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_holds_what_it_promises(finished):
+    run, lines = finished
+    assert names(run.folder) == ["checkpoints", "config.json", "evaluation.csv", "train.csv"]
+    assert run.steps() == [15, 20]
+    assert [row["step"] for row in run.table("train.csv")] == [5, 10, 15, 20]
+    rows = run.table("evaluation.csv")
+    assert [row["step"] for row in rows] == [10, 20]
+    assert {"success", "success_std", "returns", "lengths", "episodes"} <= rows[0].keys()
+    assert [line.split(":")[0] for line in lines] == ["update 10", "update 20"]
+    # What the data say is part of the configuration.
+    assert run.config.agent.action_size == 5
+    agent, state = run.load()
+    assert int(state.step) == 20
+    assert agent.act(state, jnp.zeros(28), key=jax.random.key(0)).shape == (5,)
+    assert int(run.load(step=15)[1].step) == 15
+
+
+def test_a_finished_run_has_nothing_to_resume(copy, data):
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    lines = []
+    train(small_config(data), copy, resume=True, report=lines.append)
+    assert lines == ["finished before: update 20 of 20"]
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_can_be_made_longer_but_not_shorter(copy, data, tmp_path):
+    lines = []
+    longer = train(small_config(data, num_updates=30), copy, resume=True, report=lines.append)
+    assert lines[0] == "continuing at update 20 of 30"
+    assert Run(copy).config.num_updates == 30
+    assert [row["step"] for row in longer.table("train.csv")] == [5, 10, 15, 20, 25, 30]
+    whole = train(small_config(data, num_updates=30), tmp_path / "whole")
+    assert same_parameters(longer, whole)
+    with pytest.raises(ValueError, match="at update 30 already.*got 20"):
+        train(small_config(data), copy, resume=True)
+
+
+def test_a_run_is_never_overwritten(copy, data, tmp_path):
+    with pytest.raises(FileExistsError, match="already holds a run.*--resume"):
+        train(small_config(data), copy)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("42")
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="holds other files"):
+            train(small_config(data), other, resume=resume)
+    assert names(other) == ["thesis.tex"]
+
+
+def test_resume_with_another_configuration(copy, data):
+    agent = small_agent("fql", alpha=3.0)
+    for change, message in [
+        ({"agent": agent}, r"Different: alpha: 10\.0 before, 3\.0 now\.$"),
+        ({"seed": 1, "batch_size": 4}, "seed: 0 before, 1 now; batch_size: 8 before, 4 now"),
+        ({"agent": small_agent("floq")}, "agent: 'fql' before, 'floq' now"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train(small_config(data, **change), copy, resume=True)
+
+
+def test_resume_with_other_data(copy, data, tmp_path, monkeypatch):
+    path = copy / "config.json"
+    plain = json.loads(path.read_text())
+    plain["hyperparameters"]["action_size"] = 4
+    path.write_text(json.dumps(plain))
+    with pytest.raises(ValueError, match="Different: action_size: 4 before, 5 now"):
+        train(small_config(data), copy, resume=True)
+
+
+def test_what_fails_before_training_leaves_nothing(tmp_path, data):
+    folder = tmp_path / "run"
+    missing = small_config(tmp_path / "missing.npz")
+    with pytest.raises(FileNotFoundError, match=r"missing\.npz"):
+        train(missing, folder)
+    equal = write_dataset(tmp_path / "equal.npz", solved=False)
+    with pytest.raises(ValueError, match="equal"):
+        train(small_config(equal, agent="floq"), folder)
+    assert names(folder) == []
+    # A configuration that was being written when the run was killed does not block the folder.
+    (folder / ".config.json.0123abcd.partial").write_text("{")
+    run = train(small_config(data.parent, num_updates=5), folder)
+    assert run.steps() == [5]
+
+
+def test_data_may_be_a_folder(data):
+    whole = run_module.find_data(small_config(data))
+    assert eqx.tree_equal(run_module.find_data(small_config(data.parent)), whole)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "evaluation.csv"])
+def test_tables(tmp_path, name):
+    run = Run.create(tmp_path / "run", small_config("x.npz"))
+    assert run.table(name) == []
+    rows = [{"step": 5, "loss": 0.1 + 0.2}, {"step": 10, "loss": float("nan")}]
+    for row in rows:
+        run.append(name, row)
+    text = (run.folder / name).read_text()
+    assert text == "step,loss\n5,0.30000000000000004\n10,nan\n"
+    # A row without its end was cut off.
+    (run.folder / name).write_text(text + "15,0.2")
+    assert [row["step"] for row in run.table(name)] == [5, 10]
+    run.forget_after(5)
+    assert (run.folder / name).read_text() == "step,loss\n5,0.30000000000000004\n"
+    run.forget_after(0)
+    run.append(name, rows[0])
+    assert run.table(name) == rows[:1]
+    (run.folder / name).write_text("")
+    run.forget_after(5)
+    run.append(name, rows[0])
+    assert run.table(name) == rows[:1]
+    for garbage in ("step,loss\n5\n", "step,loss\n5,x\n", "step,loss\n5,1,2\n"):
+        (run.folder / name).write_text(garbage)
+        with pytest.raises(ValueError, match=rf"{name} is damaged"):
+            run.table(name)
+
+
+# ---------------------------------------------------------------------------------- checkpoints
+
+
+def test_checkpoints_that_are_not_there(finished, tmp_path, data):
+    run, _ = finished
+    with pytest.raises(FileNotFoundError, match="no checkpoint of update 7; it has 15, 20"):
+        run.load(step=7)
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint yet"):
+        Run.create(tmp_path / "new", run.config).load()
+    assert names(tmp_path / "new") == ["config.json"]
+
+
+def test_a_checkpoint_of_another_configuration(finished):
+    run, _ = finished
+    _, state = run.load()
+    for agent, message in [
+        (small_agent("fql", critic={"kind": "mlp", "hidden_sizes": [9]}), "lacks|expected"),
+        (small_agent("fql", ensemble_size=3), r"critic\.\S* is \(2, .*expected \(3,"),
+        (small_agent("floq"), r"it lacks params\.field.*and \d+ more"),
+    ]:
+        other = eqx.filter_eval_shape(lambda key: agent.init(28, 5, key=key), jax.random.key(0))  # noqa: B023
+        with pytest.raises(ValueError, match="another configuration") as caught:
+            run.restore(other)
+        assert __import__("re").search(message, str(caught.value))
+    assert eqx.tree_equal(run.restore(state), state)
+
+
+def test_absurd_sizes_need_no_memory(copy):
+    path = copy / "config.json"
+    plain = json.loads(path.read_text())
+    plain["hyperparameters"]["critic"]["hidden_sizes"] = [10**9]
+    path.write_text(json.dumps(plain))
+    with pytest.raises(ValueError, match=r"another configuration.*1000000000"):
+        Run(copy).load()
+
+
+@pytest.mark.parametrize("how", ["cut", "altered", "emptied", "gone"])
+def test_a_damaged_checkpoint(copy, how):
+    for file in (copy / "checkpoints" / "20" / "default").rglob("*"):
+        if not file.is_file() or "/d/" not in str(file):
+            continue
+        content = bytearray(file.read_bytes())
+        if how == "cut":
+            file.write_bytes(content[: len(content) // 2])
+        elif how == "altered":
+            for i in range(0, len(content), 50):
+                content[i] ^= 0xFF
+            file.write_bytes(content)
+        elif how == "emptied":
+            file.write_bytes(b"")
+        else:
+            file.unlink()
+    with pytest.raises(ValueError, match=r"Checkpoint 20 of .* cannot be used"):
+        Run(copy).load()
+    assert int(Run(copy).load(step=15)[1].step) == 15
+
+
+# ------------------------------------------------------------------------- when the disk says no
+
+
+def test_a_folder_that_cannot_be(tmp_path, data):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OSError, match=f"Cannot write {folder}"):
+            train(small_config(data), folder)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"Cannot write .*config\.json: No space left"):
+        Run.create(tmp_path / "run", small_config("x.npz"))
+    assert names(tmp_path / "run") == []
+
+
+def test_a_disk_that_fills_up(tmp_path, data, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    config = small_config(data, num_updates=100, evaluate_every=100)
+    folder = disk / "run"
+    try:
+        with pytest.raises(OSError, match=r"Cannot write .*No space left"):
+            train(config, folder)
+        assert capfd.readouterr().err == ""
+        run = Run(folder)
+        step = run.steps()[-1]
+        assert 0 < step < 100
+        assert int(run.load()[1].step) == step
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        resumed = train(config, folder, resume=True)
+        assert resumed.steps()[-1] == 100
+        rows = [row["step"] for row in resumed.table("train.csv")]
+        assert rows == list(range(5, 101, 5))
+        assert not [p for p in folder.rglob("*") if "tmp" in p.name or "partial" in p.name]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ------------------------------------------------------------------------------------ divergence
+
+
+def test_a_diverged_run_keeps_its_last_finite_checkpoint(tmp_path, data, monkeypatch):
+    loss = FQL.loss
+
+    def diverging(self, params, targets, batch, noise):
+        value, metrics = loss(self, params, targets, batch, noise)
+        # Grows out of the range of floats after some updates.
+        bad = jnp.where(jnp.abs(metrics["q"]) > 3.0, jnp.nan, 0.0)
+        return value + bad, metrics | {"loss": value + bad}
+
+    monkeypatch.setattr(FQL, "loss", diverging)
+    config = small_config(
+        data,
+        agent=small_agent("fql", learning_rate=0.05),
+        **{"num_updates": 400, "evaluate_every": 400, "batch_size": 16},
+    )
+    folder = tmp_path / "run"
+    for _ in range(2):  # Resumed, it ends the same way.
+        with pytest.raises(DivergedError, match="Training diverged: .* at update") as caught:
+            train(config, folder, resume=True)
+        run = Run(folder)
+        last = (caught.value.step - 1) // 5 * 5
+        assert last > 0
+        assert run.steps()[-1] == last
+        assert [row["step"] for row in run.table("train.csv")] == list(range(5, last + 1, 5))
+        _, state = run.load()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+# ----------------------------------------------------------------------------------- interruption
+
+COMMAND = [
+    *(sys.executable, "-m", "floq_eqx", "train", "--agent", "floq"),
+    *("--num-updates", "100", "--batch-size", "8", "--log-every", "5", "--evaluate-every", "25"),
+    *("--evaluation-episodes", "1", "--checkpoint-every", "5", "--num-noise", "2"),
+    *("--num-steps", "2", "--flow-steps", "2", "--field.hidden-sizes", "8"),
+    *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--resume"),
+]
+
+
+@pytest.fixture(scope="module")
+def start(data, tmp_path_factory):
+    """Starts a run in a process of its own, where compiled programs are kept between runs."""
+    cache = tmp_path_factory.mktemp("cache")
+    env = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    running = []
+
+    def start(folder):
+        process = subprocess.Popen(
+            [*COMMAND, "--data", str(data), "--out", str(folder)],
+            **{"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    out, err = start(folder).communicate(timeout=300)
+    assert err == ""  # nothing but a terminal sees progress, and nobody Orbax's log
+    assert "update 25: success" in out
+    return Run(folder)
+
+
+def wait_for(process, condition):
+    end = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def same_run(run, expected):
+    assert names(run.folder) == names(expected.folder)
+    assert run.steps() == expected.steps()
+    assert same_parameters(run, expected)
+    for name, columns in [("train.csv", ["step", "loss"]), ("evaluation.csv", ["step", "success"])]:
+        rows, expected_rows = run.table(name), expected.table(name)
+        for column in columns:
+            assert [row[column] for row in rows] == [row[column] for row in expected_rows]
+        seconds = [row["seconds"] for row in rows]
+        assert seconds == sorted(seconds)
+
+
+def test_killed_at_several_moments(start, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    # Moments on the way, and then a random part of the time that a few updates take.
+    moments = [folder / "config.json", folder / "train.csv"]
+    moments += [folder / "checkpoints" / str(step) for step in (15, 40, 65, 90)]
+    rng = random.Random(0)
+    killed = 0
+    for moment in moments:
+        process = start(folder)
+        wait_for(process, moment.exists)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= 5
+    process = start(folder)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    assert "done" in out
+    same_run(Run(folder), uninterrupted)
+    assert "learning_curve.png" in names(folder)
+
+
+def test_ctrl_c(start, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(process, (folder / "checkpoints" / "30").exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err == "floq: interrupted; the same command with --resume continues\n"
+    run = Run(folder)
+    # Whatever was logged is in a checkpoint.
+    assert run.table("train.csv")[-1]["step"] - run.steps()[-1] in (0, 5)
+    process = start(folder)
+    out, _ = process.communicate(timeout=300)
+    assert f"continuing at update {run.steps()[-1]} of 100" in out
+    same_run(run, uninterrupted)
+
+
+def test_ctrl_c_between_checkpoints_saves_one(tmp_path, data, monkeypatch):
+    def interrupted(agent, state, *args, callbacks, **kwargs):
+        def stop(now):
+            if now.step == 15:
+                raise KeyboardInterrupt
+
+        return fit(agent, state, *args, callbacks=[*callbacks, stop], **kwargs)
+
+    fit = run_module.fit
+    config = small_config(data, checkpoint_every=10, evaluate_every=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    assert Run(tmp_path / "run").steps() == [10, 15]
+    resumed = train(config, tmp_path / "run", resume=True)
+    assert same_parameters(resumed, train(config, tmp_path / "whole"))
+
+
+def test_reading_does_not_disturb_a_run_that_is_being_written(copy):
+    unfinished = copy / "checkpoints" / "25.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = names(copy / "checkpoints")
+    assert int(Run(copy).load()[1].step) == 20
+    assert names(copy / "checkpoints") == before
+
+
+def test_training_closes_what_it_opens(finished):
+    import threading
+
+    assert finished is not None
+    lasting = [
+        t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
+    ]
+    with contextlib.suppress(IndexError):
+        assert "orbax" not in lasting[0].name.lower()
