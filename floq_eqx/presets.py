@@ -72,8 +72,8 @@ def laptop(agent: str, environment: str) -> TrainConfig:
     settings: dict[str, Any] = {
         "alpha": 300.0,
         "learning_rate": 1e-3,
-        "target_rate": 0.02,
-        "flow_steps": 5,
+        "decay_updates": 30_000,
+        "target_rate": 0.01,
         "critic": critic,
         "actor": {"kind": "mlp", "hidden_sizes": [256, 256]},
     }
@@ -82,7 +82,7 @@ def laptop(agent: str, environment: str) -> TrainConfig:
     return TrainConfig(
         environment=environment,
         agent=from_plain(agent, settings),
-        num_updates=40_000,
+        num_updates=30_000,
         evaluate_every=10_000,
         checkpoint_every=5_000,
         collect_episodes=100,

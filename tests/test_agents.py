@@ -117,6 +117,19 @@ class TestContracts:
         assert int(new.step) == 1
         assert all(value.shape == () for value in metrics.values())
 
+    def test_learning_rate_decays_to_zero(self, name):
+        agent = small(name, decay_updates=2, learning_rate=0.01)
+        state, noise = start(agent)
+        update, moved = eqx.filter_jit(agent.update), []
+        for _ in range(4):
+            new, _ = update(state, BATCH, noise)
+            pairs = zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True)
+            moved.append(max(float(jnp.abs(a - b).max()) for a, b in pairs))
+            state = new
+        assert moved[0] == pytest.approx(0.01, rel=1e-3)
+        assert 0 < moved[1] < 0.7 * moved[0]
+        assert moved[2:] == [0, 0]
+
     def test_targets_get_no_gradient(self, name):
         agent = small(name)
         state, noise = start(agent)
@@ -194,6 +207,7 @@ class TestContracts:
             ({"target_rate": 1.5}, "target_rate"),
             ({"learning_rate": -1.0}, "learning_rate"),
             ({"alpha": float("inf")}, "alpha"),
+            ({"decay_updates": 0}, "decay_updates"),
             ({"ensemble_size": 0}, "ensemble_size"),
             ({"flow_steps": -1}, "flow_steps"),
         ],

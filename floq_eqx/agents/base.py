@@ -46,6 +46,7 @@ class Agent(eqx.Module):
 
     action_size: eqx.AbstractVar[int | None]
     learning_rate: eqx.AbstractVar[FloatLike]
+    decay_updates: eqx.AbstractVar[int | None]
     target_rate: eqx.AbstractVar[FloatLike]
 
     @abc.abstractmethod
@@ -119,8 +120,11 @@ class Agent(eqx.Module):
         ), metrics
 
     def optimiser(self) -> optax.GradientTransformation:
-        """Adam at `learning_rate`."""
-        return optax.adam(self.learning_rate)
+        """Adam at `learning_rate`, which falls to zero as a cosine over `decay_updates`."""
+        if self.decay_updates is None:
+            return optax.adam(self.learning_rate)
+        schedule = optax.cosine_decay_schedule(1.0, self.decay_updates)
+        return optax.chain(optax.adam(self.learning_rate), optax.scale_by_schedule(schedule))
 
     def fresh_state(self, params: Any, targets: Any) -> State:
         """A state with these parameters, a new optimiser and no updates."""

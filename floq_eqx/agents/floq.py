@@ -62,6 +62,8 @@ class Floq(Agent):
     - `action_size`: components of an action; `for_data` fills it in.
     - `reward_min`, `reward_max`: the smallest and largest reward; `for_data` fills them in.
     - `learning_rate`: of Adam.
+    - `decay_updates`: the learning rate falls to zero as a cosine over so many updates; `None`
+        keeps it, as the papers do.
     - `target_rate`: τ of the target field, in [0, 1].
     - `discount`: γ, in [0, 1).
     - `alpha`: the weight of the actor's distillation from the behavioural flow.
@@ -86,6 +88,7 @@ class Floq(Agent):
     reward_min: FloatLike = -1.0
     reward_max: FloatLike = 0.0
     learning_rate: FloatLike = 3e-4
+    decay_updates: int | None = eqx.field(static=True, default=None)
     target_rate: FloatLike = 0.005
     discount: FloatLike = 0.99
     alpha: FloatLike = 10.0
@@ -115,6 +118,7 @@ class Floq(Agent):
 
     def __check_init__(self):
         check_range("learning_rate", self.learning_rate, 0)
+        check_sizes(decay_updates=1 if self.decay_updates is None else self.decay_updates)
         check_range("target_rate", self.target_rate, 0, 1)
         check_range("discount", self.discount, 0, 1, open_high=True)
         check_range("alpha", self.alpha, 0)

@@ -38,6 +38,8 @@ class FQL(Agent):
 
     - `action_size`: components of an action; `for_data` fills it in.
     - `learning_rate`: of Adam.
+    - `decay_updates`: the learning rate falls to zero as a cosine over so many updates; `None`
+        keeps it, as the papers do.
     - `target_rate`: τ of the target critic, in [0, 1].
     - `discount`: γ, in [0, 1).
     - `alpha`: the weight of the actor's distillation from the behavioural flow.
@@ -50,6 +52,7 @@ class FQL(Agent):
 
     action_size: int | None = eqx.field(static=True, default=None)
     learning_rate: FloatLike = 3e-4
+    decay_updates: int | None = eqx.field(static=True, default=None)
     target_rate: FloatLike = 0.005
     discount: FloatLike = 0.99
     alpha: FloatLike = 10.0
@@ -62,6 +65,7 @@ class FQL(Agent):
 
     def __check_init__(self):
         check_range("learning_rate", self.learning_rate, 0)
+        check_sizes(decay_updates=1 if self.decay_updates is None else self.decay_updates)
         check_range("target_rate", self.target_rate, 0, 1)
         check_range("discount", self.discount, 0, 1, open_high=True)
         check_range("alpha", self.alpha, 0)

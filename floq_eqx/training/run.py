@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from .._types import Number
@@ -254,7 +255,7 @@ class Run:
         # Orbax renames a folder to the bare number once it is whole.
         return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
-    def restore(self, state: State, *, step: int | None = None) -> State:
+    def restore(self, state: PyTree, *, step: int | None = None) -> State:
         """The state of a checkpoint.
 
         **Arguments:** `state`: one of the same structure, with arrays or their shapes; `step`:
@@ -307,7 +308,7 @@ class Run:
         return agent, self.restore(state, step=step)
 
 
-def _by_path(state: State) -> dict[str, jax.Array]:
+def _by_path(state: PyTree) -> dict[str, Any]:
     """The arrays of a state by their place in it, which is how a checkpoint names them."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
