@@ -70,6 +70,8 @@ def _train(arguments: list[str]) -> None:
         raise ValueError(str(error)) from None
     if chosen.agent not in AGENTS:
         raise nearest("agent", chosen.agent, AGENTS)
+    if chosen.preset not in typing.get_args(Preset):
+        raise nearest("preset", chosen.preset, typing.get_args(Preset))
     defaults = preset(chosen.preset, agent=chosen.agent, environment=chosen.env)
 
     options = _dataclass_like(TrainConfig, defaults, skip=("environment", "agent"))

@@ -24,7 +24,7 @@ def small_agent(name, **changes):
 
 def small_config(data, agent="fql", **changes):
     config = TrainConfig(
-        agent=small_agent(agent),
+        agent=small_agent(agent) if isinstance(agent, str) else agent,
         num_updates=20,
         batch_size=8,
         log_every=5,

@@ -1,11 +1,11 @@
-"""Runs: a folder that is whole at any moment, resumes to the bit, and says what is wrong with it."""
+"""Runs: whole at any moment, resumed to the bit, and clear about what is wrong with them."""
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,8 +21,7 @@ import pytest
 
 from floq_eqx.agents import AGENTS, FQL
 from floq_eqx.presets import PAPER, laptop, paper
-from floq_eqx.training import DivergedError, Run, TrainConfig, train
-from floq_eqx.training import run as run_module
+from floq_eqx.training import DivergedError, Run, TrainConfig, run as run_module, train
 
 from .runs import CUBE, small_agent, small_config, write_dataset
 
@@ -108,7 +107,8 @@ def test_hyperparameters_that_make_no_sense(agent):
     sizes = {"num_steps", "num_noise", "ensemble_size", "flow_steps", "num_candidates"} & known
     changes += [(name, size) for name in sizes for size in (0, -2)]
     for name, value in changes:
-        with pytest.raises(ValueError, match=name):
+        # A TypeError where types are checked too, as in these tests.
+        with pytest.raises((ValueError, TypeError), match=name):
             small_agent(agent, **{name: value})
 
 
@@ -137,7 +137,7 @@ def hyper(key, value):
         (damaged("num_updates", 2.5), "num_updates must be a whole number, got 2.5"),
         (damaged("num_updates", -1), "num_updates must be a whole number of at least 1, got -1"),
         (damaged("data", 3), "data must be a text, got 3"),
-        (damaged("success_timing", "late"), "success_timing must be one of"),
+        (damaged("success_timing", "late"), "success_timing"),
         (damaged("num_update", 3), "Unknown setting 'num_update'; did you mean num_updates"),
         (hyper("alfa", 3.0), "Unknown hyperparameter of fql 'alfa'; did you mean alpha"),
         (hyper("alpha", "much"), "alpha must be a number, got 'much'"),
@@ -202,14 +202,14 @@ def test_a_run_can_be_made_longer_but_not_shorter(copy, data, tmp_path):
     assert lines[0] == "continuing at update 20 of 30"
     assert Run(copy).config.num_updates == 30
     assert [row["step"] for row in longer.table("train.csv")] == [5, 10, 15, 20, 25, 30]
-    whole = train(small_config(data, num_updates=30), tmp_path / "whole")
+    whole = train(config, tmp_path / "whole")
     assert same_parameters(longer, whole)
-    with pytest.raises(ValueError, match="at update 30 already.*got 20"):
+    with pytest.raises(ValueError, match=r"at update 30 already.*got 20"):
         train(small_config(data), copy, resume=True)
 
 
 def test_a_run_is_never_overwritten(copy, data, tmp_path):
-    with pytest.raises(FileExistsError, match="already holds a run.*--resume"):
+    with pytest.raises(FileExistsError, match=r"already holds a run.*--resume"):
         train(small_config(data), copy)
     other = tmp_path / "other"
     other.mkdir()
@@ -310,7 +310,7 @@ def test_a_checkpoint_of_another_configuration(finished):
         other = eqx.filter_eval_shape(lambda key: agent.init(28, 5, key=key), jax.random.key(0))  # noqa: B023
         with pytest.raises(ValueError, match="another configuration") as caught:
             run.restore(other)
-        assert __import__("re").search(message, str(caught.value))
+        assert re.search(message, str(caught.value))
     assert eqx.tree_equal(run.restore(state), state)
 
 
@@ -395,23 +395,19 @@ def test_a_disk_that_fills_up(tmp_path, data, capfd):
 
 
 def test_a_diverged_run_keeps_its_last_finite_checkpoint(tmp_path, data, monkeypatch):
+    config = small_config(data, num_updates=400, evaluate_every=400, batch_size=2)
+    fatal = run_module.find_data(config).observation[:, 0].max()
     loss = FQL.loss
 
     def diverging(self, params, targets, batch, noise):
         value, metrics = loss(self, params, targets, batch, noise)
-        # Grows out of the range of floats after some updates.
-        bad = jnp.where(jnp.abs(metrics["q"]) > 3.0, jnp.nan, 0.0)
+        bad = jnp.where((batch.observation[:, 0] == fatal).any(), jnp.nan, 0.0)
         return value + bad, metrics | {"loss": value + bad}
 
     monkeypatch.setattr(FQL, "loss", diverging)
-    config = small_config(
-        data,
-        agent=small_agent("fql", learning_rate=0.05),
-        **{"num_updates": 400, "evaluate_every": 400, "batch_size": 16},
-    )
     folder = tmp_path / "run"
     for _ in range(2):  # Resumed, it ends the same way.
-        with pytest.raises(DivergedError, match="Training diverged: .* at update") as caught:
+        with pytest.raises(DivergedError, match=r"Training diverged: .* at update") as caught:
             train(config, folder, resume=True)
         run = Run(folder)
         last = (caught.value.step - 1) // 5 * 5
@@ -519,10 +515,12 @@ def test_ctrl_c(start, uninterrupted, tmp_path):
     assert err == "floq: interrupted; the same command with --resume continues\n"
     run = Run(folder)
     # Whatever was logged is in a checkpoint.
-    assert run.table("train.csv")[-1]["step"] - run.steps()[-1] in (0, 5)
+    saved = run.steps()[-1]
+    assert 30 <= saved < 100
+    assert run.table("train.csv")[-1]["step"] - saved in (0, 5)
     process = start(folder)
     out, _ = process.communicate(timeout=300)
-    assert f"continuing at update {run.steps()[-1]} of 100" in out
+    assert f"continuing at update {saved} of 100" in out
     same_run(run, uninterrupted)
 
 
@@ -551,14 +549,3 @@ def test_reading_does_not_disturb_a_run_that_is_being_written(copy):
     before = names(copy / "checkpoints")
     assert int(Run(copy).load()[1].step) == 20
     assert names(copy / "checkpoints") == before
-
-
-def test_training_closes_what_it_opens(finished):
-    import threading
-
-    assert finished is not None
-    lasting = [
-        t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
-    ]
-    with contextlib.suppress(IndexError):
-        assert "orbax" not in lasting[0].name.lower()

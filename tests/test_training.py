@@ -8,24 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from floq_eqx.agents import AGENTS, from_plain, to_plain
+from floq_eqx.agents import AGENTS
 from floq_eqx.data import Batch
 from floq_eqx.training import DivergedError, fit, train_seeds, train_steps
+
+from .runs import small_agent
 
 KEY = jax.random.key(7)
 BAD = 53  # a transition that is not drawn before update 25
 
 
-def small(name, **changes):
-    """An agent with tiny networks and few samples, whatever its hyperparameters are called."""
-    plain = to_plain(from_plain(name, {}))
-    settings = {"action_size": 2}
-    for key, value in plain.items():
-        if isinstance(value, dict):
-            settings[key] = {"kind": "mlp", "hidden_sizes": [8], "layer_norm": True}
-        elif key in ("num_noise", "num_steps", "flow_steps"):
-            settings[key] = 2
-    return from_plain(name, settings | changes)
+def small(name):
+    return small_agent(name, action_size=2)
 
 
 def transitions(seed=0, size=200):

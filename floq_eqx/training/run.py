@@ -406,11 +406,12 @@ def train(
     before it raises.
     """
     folder = Path(folder)
+    _check_networks(config.agent)
     resumed = resume and (folder / "config.json").exists()
     if resumed:
         _check_same_config(Run(folder).config, config, ignore=("num_updates", *_OF_THE_DATA))
     else:
-        _claim(folder)  # before minutes go into collecting
+        _claim(folder)
 
     data = find_data(config, progress=progress)
     agent = config.agent.for_data(data)
@@ -499,6 +500,12 @@ def train(
             if environments is not None:
                 environments.close()
     return run
+
+
+def _check_networks(agent: Agent) -> None:
+    """Raises for networks that cannot be built, before minutes go into collecting."""
+    size = agent.action_size or 1
+    eqx.filter_eval_shape(lambda key: agent.init(1, size, key=key), jax.random.key(0))
 
 
 def describe(result: Evaluation) -> str:

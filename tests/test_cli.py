@@ -1,0 +1,361 @@
+"""The program: every command, what it prints, and its exit status."""
+
+import fcntl
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from floq_eqx import cli
+from floq_eqx.agents import AGENTS
+from floq_eqx.evaluation import record
+from floq_eqx.training import Run
+
+from .runs import CUBE, write_dataset
+
+SMALL = [
+    *("--num-updates", "10", "--batch-size", "8", "--log-every", "5", "--evaluate-every", "10"),
+    *("--evaluation-episodes", "1", "--checkpoint-every", "5", "--flow-steps", "2"),
+    *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8"),
+]
+FLOQ = ["--num-noise", "2", "--num-steps", "2", "--field.hidden-sizes", "8"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "cube-single-play-v0.npz")
+
+
+@pytest.fixture(scope="module", params=AGENTS)
+def run(request, data, tmp_path_factory):
+    """A run of each agent, made by the program; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    words = [*SMALL, *(FLOQ if request.param == "floq" else [])]
+    words += ["--agent", request.param, "--data", str(data), "--out", str(folder)]
+    assert cli.main(["train", *words]) == 0
+    return folder, words
+
+
+def floq(capsys, *words):
+    """Exit status, and what was printed to stdout and stderr."""
+    capsys.readouterr()
+    try:
+        status = cli.main(list(words))
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+# ------------------------------------------------------------------------------------------ help
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"]])
+def test_help(capsys, words):
+    status, out, err = floq(capsys, *words)
+    assert (status, err) == (0, "")
+    for command in ("train", "evaluate", "collect", "plot"):
+        assert re.search(rf"^  {command} +\w", out, re.MULTILINE)
+
+
+def test_without_a_command(capsys):
+    status, out, _ = floq(capsys)
+    assert (status, out.split()[0]) == (2, "usage:")
+
+
+@pytest.mark.parametrize("words", [["train"], ["evaluate"], ["collect"], ["plot"]])
+def test_help_of_a_command(capsys, words):
+    status, out, _ = floq(capsys, *words, "--help")
+    assert status == 0
+    assert f"usage: floq {words[0]}" in out
+    assert "](" not in out
+    assert "][" not in out
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("preset", ["laptop", "paper"])
+def test_help_of_train_shows_the_choice(capsys, agent, preset):
+    status, out, _ = floq(capsys, "train", "--help", "--agent", agent, f"--preset={preset}")
+    assert status == 0
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
+    assert f"--agent {{{','.join(AGENTS)}}}" in text
+    assert f"(default: {agent})" in text
+    assert "--preset {laptop,paper}" in text
+    assert f"(default: {preset})" in text
+    assert f"--env STR The single-task OGBench name. (default: {CUBE})" in text
+    assert "--batch-size INT Transitions in an update. (default: 256)" in text
+    # Every option says what it is; those of a network have names that do.
+    bare = re.findall(r"(--[\w-]+(?:, --[\w-]+)? (?:\S+ )?)\(default", text)
+    assert not [option for option in bare if "." not in option]
+    assert "`" not in text.split("field options")[0].split("critic options")[0]
+
+
+def test_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "floq_eqx", "trian"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "floq: error: Unknown command 'trian'; did you mean train?\n"
+
+
+# ---------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "Unknown command 'trian'; did you mean train?"),
+        (["train", "--agent", "flok"], "Unknown agent 'flok'; did you mean floq?"),
+        (["train", "--agent"], "argument --agent: expected one argument"),
+        (["train", "--preset", "papr"], "Unknown preset 'papr'; did you mean paper?"),
+        (["train", "--env", "cube-singel-play-v0"], "Did you mean cube-single-play-v0"),
+        (["train", "--env", "cube-single-play-v0"], "cube-single-play-singletask-task1-v0"),
+        (
+            ["train", "--preset", "paper", "--env", "pointmaze-medium-navigate-singletask-v0"],
+            "Unknown environment of the papers 'pointmaze-medium'",
+        ),
+        (["train", "--discount", "1.0"], "discount must be in [0, 1), got 1.0."),
+        (["train", "--discount", "-0.5"], "discount must be in [0, 1), got -0.5."),
+        (["train", "--batch-size", "0"], "batch_size must be a whole number of at least 1, got 0"),
+        (["train", "--num-updates", "-5"], "num_updates must be a whole number of at least 1"),
+        (["train", "--num-noise", "0"], "num_noise must be a whole number of at least 1, got 0"),
+        (["train", "--num-steps", "-1"], "num_steps must be a whole number of at least 1, got -1"),
+        (["train", "--ensemble-size", "0"], "ensemble_size must be"),
+        (["train", "--num-bins", "-2"], "-2"),
+        (["train", "--actor.hidden-sizes", "0"], "0"),
+        (["train", "--log-every", "7"], "evaluate_every must be a multiple of log_every = 7"),
+        (["train", "--seed", "-1"], "seed must be in [0, 2**31), got -1"),
+        (["train", "--data", "/nonexistent/x.npz"], "/nonexistent/x.npz"),
+        (["evaluate", "/nonexistent"], "/nonexistent holds no run: it has no config.json."),
+        (["evaluate", "/nonexistent", "--episodes", "0"], "episodes must be a whole number"),
+        (["plot"], "give the folder of at least one run"),
+        (["plot", "/nonexistent"], "/nonexistent holds no run"),
+        (["collect", "cube-singel-play-v0"], "Did you mean cube-single-play-v0"),
+        (["collect", "antmaze-large-navigate-v0"], "its expert is a trained policy"),
+        (["collect", "cube-single-play-v0", "--mirror", "http://x"], "give --fetch with it"),
+        (["collect", "cube-single-play-v0", "--episodes", "0"], "at least 1, got 0"),
+    ],
+)
+def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # No mistake here may come to light only after minutes of collecting.
+    monkeypatch.setattr("floq_eqx.training.run.collect_dataset", pytest.fail)
+    status, _, err = floq(capsys, *words)
+    assert status == 1
+    assert err.startswith("floq: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--num-update", "4"], "--num-updates"),
+        (["train", "--num-updates", "many"], "many"),
+        (["train", "--agent", "fql", "--num-noise", "4"], "--num-noise"),
+        (["train", "--solver", "eular"], "euler"),
+        (["evaluate"], "STR"),
+        (["evaluate", "x", "--checkpiont", "3"], "--checkpoint"),
+        (["collect"], "STR"),
+        (["plot", "x", "--metric", "q"], "success"),
+    ],
+)
+def test_options_that_do_not_parse(capsys, words, message):
+    status, out, err = floq(capsys, *words)
+    assert status == 2
+    assert message in out + err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(28, "No space left on device", "/x"), "No space left on device: '/x'"),
+        (RuntimeError("This machine cannot render"), "This machine cannot render"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_errors_of_the_machine(capsys, monkeypatch, error, line):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(cli, "train", fail)
+    status, _, err = floq(capsys, "train", "--out", "/nonexistent")
+    assert (status, err) == (1, f"floq: error: {line}\n")
+
+
+def test_interrupted(capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupt)
+    monkeypatch.setattr(cli, "Run", interrupt)
+    status, _, err = floq(capsys, "train")
+    assert (status, err) == (
+        130,
+        "floq: interrupted; the same command with --resume continues\n",
+    )
+    status, _, err = floq(capsys, "evaluate", "x")
+    assert (status, err) == (130, "floq: interrupted\n")
+
+
+# -------------------------------------------------------------------------------------- commands
+
+
+def test_train(run, capsys):
+    folder, words = run
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "train.csv", "evaluation.csv", "checkpoints", "learning_curve.png")
+    }
+    config = Run(folder).config
+    assert (config.num_updates, config.agent_name) == (10, folder.name)
+    assert config.agent.critic.hidden_sizes == (8,)
+    status, _, err = floq(capsys, "train", *words)
+    assert status == 1
+    assert "already holds a run, which is never overwritten" in err
+    status, out, err = floq(capsys, "train", *words, "--resume")
+    assert (status, err) == (0, "")
+    assert "finished before: update 10 of 10" in out
+    status, _, err = floq(capsys, "train", *words, "--resume", "--alpha", "3")
+    assert status == 1
+    assert "Different: alpha: 300.0 before, 3.0 now." in err
+
+
+def test_where_a_run_goes(capsys, monkeypatch, tmp_path):
+    seen = []
+
+    def train(config, folder, **kwargs):
+        seen.append((config, folder))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli, "train", train)
+    floq(capsys, "train", "--agent=fql", "--seed", "3", "--alpha", "7", "--normalise-q")
+    config, folder = seen[0]
+    assert str(folder) == "runs/cube-single-play-singletask-task1-fql-laptop-seed3"
+    assert (config.seed, config.agent.alpha, config.agent.normalise_q) == (3, 7.0, True)
+    env = "scene-play-singletask-task2-v0"
+    floq(capsys, "train", "--preset", "paper", "--env", env, "--solver", "heun")
+    config, folder = seen[1]
+    assert str(folder) == "runs/scene-play-singletask-task2-floq-paper-seed0"
+    assert (config.environment, config.num_updates) == (env, 2_000_000)
+    assert type(config.agent.solver).__name__ == "Heun"
+
+
+def test_evaluate(run, capsys, monkeypatch):
+    folder, _ = run
+    line = r"success \d\.\d\d, return -?\d+\.\d ± \d+\.\d, length \d+ ± \d+ \(1 episodes\)\n"
+    status, out, err = floq(capsys, "evaluate", str(folder), "--episodes", "1")
+    assert (status, err) == (0, "")
+    assert re.fullmatch("update 10: " + line, out)
+    again = ["evaluate", str(folder), "--episodes", "1", "--checkpoint", "5", "--seed", "3"]
+    status, out, _ = floq(capsys, *again, "--success-timing", "post")
+    assert status == 0
+    assert re.fullmatch("update 5: " + line, out)
+    status, _, err = floq(capsys, "evaluate", str(folder), "--checkpoint", "7")
+    assert (status, "no checkpoint of update 7; it has 5, 10" in err) == (1, True)
+
+
+def test_evaluate_with_another_integral(run, capsys, monkeypatch):
+    folder, _ = run
+    words = ["evaluate", str(folder), "--episodes", "1"]
+    options = ["--num-steps", "3", "--solver", "heun"]
+    status, _, err = floq(capsys, *words, *options, "--num-candidates", "3")
+    if folder.name == "fql":
+        assert status == 1
+        assert (
+            err
+            == "floq: error: A policy of FQL integrates no value: num_candidates means nothing.\n"
+        )
+        return
+    assert (status, err) == (0, "")
+    status, _, err = floq(capsys, *words, *options)
+    assert status == 1
+    assert "with --num-candidates N" in err
+    for option in ("--num-steps", "--num-candidates"):
+        status, _, err = floq(capsys, *words, option, "0")
+        assert status == 1
+        assert "must be a whole number of at least 1, got 0" in err
+
+
+def test_evaluate_shows_what_it_records(run, capsys, monkeypatch, tmp_path):
+    folder, _ = run
+    calls = []
+    monkeypatch.setattr(
+        "floq_eqx.evaluation.record", lambda *a, **k: (calls.append((a, k)), a[3])[1]
+    )
+    path = str(tmp_path / "x.gif")
+    words = ["--episodes", "1", "--video", path, "--seed", "2", "--success-timing", "post"]
+    status, out, _ = floq(capsys, "evaluate", str(folder), *words)
+    assert status == 0
+    assert out.endswith(f"wrote {path}\n")
+    ((args, options),) = calls
+    assert args[2:] == (CUBE, path)
+    assert options == {"seed": 2, "success_timing": "post"}
+    assert callable(record)
+
+
+def test_plot(run, capsys, tmp_path):
+    folder, _ = run
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    path = tmp_path / "curves.svg"
+    words = ["plot", str(folder), str(other), "--out", str(path), "--metric", "lengths"]
+    assert floq(capsys, *words) == (0, f"wrote {path}\n", "")
+    assert path.stat().st_size > 5000
+    (other / "evaluation.csv").unlink()
+    status, _, err = floq(capsys, *words)
+    assert (status, err) == (
+        1,
+        f"floq: error: Nothing to plot: no evaluation yet in {other}.\n",
+    )
+    status, _, err = floq(capsys, "plot", str(folder), "--out", str(tmp_path / "x.xyz"))
+    assert (status, "x.xyz must end in one of" in err) == (1, True)
+
+
+def test_collect(capsys, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr("floq_eqx.data.collect_dataset", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(
+        "floq_eqx.data.fetch_dataset", lambda *a, **k: (calls.append((a, k)), "fetched.npz")[1]
+    )
+    words = ["collect", CUBE, "--out", str(tmp_path), "--episodes", "3", "--workers", "2"]
+    path = tmp_path / "cube-single-play-v0.npz"
+    assert floq(capsys, *words, "--seed", "4") == (0, f"wrote {path}\n", "")
+    options = {"num_episodes": 3, "num_workers": 2, "seed": 4}
+    assert calls.pop() == (("cube-single-play-v0", path), options)
+    words = ["collect", CUBE, "--out", str(tmp_path), "--fetch", "--mirror", "file:///x"]
+    assert floq(capsys, *words) == (0, "wrote fetched.npz\n", "")
+    assert calls.pop() == (("cube-single-play-v0", str(tmp_path)), {"mirror": "file:///x"})
+
+
+def test_progress_is_for_terminals(data, tmp_path):
+    words = ["train", "--agent", "fql", *SMALL, "--data", str(data), "--out", str(tmp_path / "run")]
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "floq_eqx", *words], stdout=subprocess.PIPE, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(main, 1024)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            if not piece:
+                break
+            shown += piece
+        out = process.stdout.read().decode()
+    os.close(main)
+    assert process.returncode == 0
+    assert "10/10" in shown.decode()
+    assert "update/s" in shown.decode()
+    assert "10/10" not in out
