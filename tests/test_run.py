@@ -198,7 +198,8 @@ def test_a_finished_run_has_nothing_to_resume(copy, data):
 
 def test_a_run_can_be_made_longer_but_not_shorter(copy, data, tmp_path):
     lines = []
-    longer = train(small_config(data, num_updates=30), copy, resume=True, report=lines.append)
+    config = small_config(data, num_updates=30)
+    longer = train(config, copy, resume=True, report=lines.append)
     assert lines[0] == "continuing at update 20 of 30"
     assert Run(copy).config.num_updates == 30
     assert [row["step"] for row in longer.table("train.csv")] == [5, 10, 15, 20, 25, 30]
@@ -324,7 +325,7 @@ def test_absurd_sizes_need_no_memory(copy):
 
 
 @pytest.mark.parametrize("how", ["cut", "altered", "emptied", "gone"])
-def test_a_damaged_checkpoint(copy, how):
+def test_a_damaged_checkpoint(copy, how, capfd):
     for file in (copy / "checkpoints" / "20" / "default").rglob("*"):
         if not file.is_file() or "/d/" not in str(file):
             continue
@@ -339,8 +340,10 @@ def test_a_damaged_checkpoint(copy, how):
             file.write_bytes(b"")
         else:
             file.unlink()
-    with pytest.raises(ValueError, match=r"Checkpoint 20 of .* cannot be used"):
+    with pytest.raises(ValueError, match=r"Checkpoint 20 of .* cannot be used") as caught:
         Run(copy).load()
+    assert len(str(caught.value)) < 1000
+    assert capfd.readouterr().err == ""
     assert int(Run(copy).load(step=15)[1].step) == 15
 
 
@@ -522,6 +525,36 @@ def test_ctrl_c(start, uninterrupted, tmp_path):
     out, _ = process.communicate(timeout=300)
     assert f"continuing at update {saved} of 100" in out
     same_run(run, uninterrupted)
+
+
+@pytest.mark.parametrize("moment", [2, 4, 5])
+def test_killed_between_two_writes(tmp_path, data, monkeypatch, moment):
+    """Each row and each checkpoint is a write; SIGKILL hits between two of them too rarely."""
+
+    class Killed(BaseException):
+        pass
+
+    writes = []
+
+    def counted(write):
+        def call(self, *args):
+            writes.append(args)
+            if len(writes) == moment:
+                raise Killed
+            return write(self, *args)
+
+        return call
+
+    config = small_config(data, num_updates=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", counted(Run.append))
+        patch.setattr(Run, "save", counted(Run.save))
+        with pytest.raises(Killed):
+            train(config, tmp_path / "run")
+    run = train(config, tmp_path / "run", resume=True)
+    assert [row["step"] for row in run.table("train.csv")] == [5, 10]
+    assert [row["step"] for row in run.table("evaluation.csv")] == [10]
+    assert run.steps() == [5, 10]
 
 
 def test_ctrl_c_between_checkpoints_saves_one(tmp_path, data, monkeypatch):

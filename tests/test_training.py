@@ -56,6 +56,14 @@ def test_five_and_five_equal_ten_to_the_bit(name):
     assert not eqx.tree_equal(whole.params, start(agent).params)
 
 
+def test_every_update_draws_anew():
+    agent = dataclasses.replace(small("fql"), learning_rate=0.0, target_rate=0.0)
+    _, metrics = train_steps(
+        agent, start(agent), transitions(), num_updates=5, batch_size=8, key=KEY
+    )
+    assert len(set(np.asarray(metrics["loss"]).tolist())) == 5
+
+
 @pytest.mark.parametrize("name", AGENTS)
 def test_seeds_at_once_equal_a_loop(name):
     agent, data = small(name), transitions()

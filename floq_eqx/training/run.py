@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -240,14 +241,11 @@ class Run:
         import orbax.checkpoint as ocp
 
         step = int(state.step)
-        logger = logging.getLogger("absl")  # Orbax logs the traceback of an error that it raises
-        disabled, logger.disabled = logger.disabled, True
         try:
-            manager.save(step, args=ocp.args.StandardSave(_by_path(state)))
+            with _quiet():
+                manager.save(step, args=ocp.args.StandardSave(_by_path(state)))
         except Exception as error:  # Orbax has no error of its own for a disk that is full.
             raise OSError(f"Cannot write checkpoint {step} of {self.folder}: {error}") from error
-        finally:
-            logger.disabled = disabled
 
     def steps(self) -> list[int]:
         """The numbers of updates after which there is a checkpoint, in order."""
@@ -284,11 +282,13 @@ class Run:
         path = epath.Path(self._checkpoints) / str(step) / "default"
         handler = ocp.StandardCheckpointHandler()
         try:
-            _check_same_arrays(wanted, dict(handler.metadata(path).tree))
-            arrays = handler.restore(path, args=ocp.args.StandardRestore(wanted))
+            with _quiet():
+                _check_same_arrays(wanted, dict(handler.metadata(path).tree))
+                arrays = handler.restore(path, args=ocp.args.StandardRestore(wanted))
         except Exception as error:
+            reason = str(error).partition(" [tensorstore_spec")[0]
             raise ValueError(
-                f"Checkpoint {step} of {self.folder} cannot be used: {error}"
+                f"Checkpoint {step} of {self.folder} cannot be used: {reason}"
             ) from error
         finally:
             handler.close()
@@ -306,6 +306,21 @@ class Run:
         init = lambda key: agent.init(observation_size, action_size, key=key)  # noqa: E731
         state = eqx.filter_eval_shape(init, jax.random.key(0))
         return agent, self.restore(state, step=step)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax from printing tracebacks of an error that it raises as well."""
+    logger = logging.getLogger("absl")
+    before = logger.disabled, sys.unraisablehook
+    logger.disabled, sys.unraisablehook = True, lambda _: None
+    try:
+        yield
+    except Exception:
+        time.sleep(0.5)  # what else was being read or written ends, and complains, after the first
+        raise
+    finally:
+        logger.disabled, sys.unraisablehook = before
 
 
 def _by_path(state: PyTree) -> dict[str, Any]:
