@@ -231,7 +231,7 @@ def test_record(policy, tmp_path):
     except RuntimeError as error:
         pytest.skip(str(error))
     with Image.open(path) as image:
-        assert image.n_frames == 201
+        assert 100 < image.n_frames <= 201  # frames that are alike become one that lasts longer
     assert [p.name for p in path.parent.iterdir()] == ["episode.gif"]
 
 
