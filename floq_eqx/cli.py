@@ -104,6 +104,9 @@ def _train(arguments: list[str]) -> None:
     stem = chosen.env.removesuffix("-v0")
     folder = Path(parsed.out or f"runs/{stem}-{chosen.agent}-{chosen.preset}-seed{config.seed}")
     print(f"training {chosen.agent} on {chosen.env} in {folder}", flush=True)
+    decay = config.agent.decay_updates
+    if decay not in (None, config.num_updates):
+        print(f"note: the learning rate falls to zero over {decay} updates (--decay-updates)")
     run = train(config, folder, resume=parsed.resume, report=lambda line: print(line, flush=True))
     figure = learning_curves([run], folder / "learning_curve.png")
     print(f"done: {folder} holds checkpoints, tables and {figure.name}")
