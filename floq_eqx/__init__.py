@@ -3,6 +3,7 @@
 from . import (
     actors as actors,
     agents as agents,
+    analysis as analysis,
     critics as critics,
     data as data,
     embeddings as embeddings,

@@ -1,11 +1,21 @@
 """Actors: an observation and noise in, an action out, for one example."""
 
+import abc
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._types import Action, Observation
 from .networks import AbstractNetwork
+
+
+class AbstractPolicy(eqx.Module):
+    """A policy that turns normal noise into an action."""
+
+    @abc.abstractmethod
+    def act(self, observation: Observation, noise: Action) -> Action:
+        """The action in one observation; `noise` is standard normal."""
 
 
 class OneStepActor(eqx.Module):

@@ -63,7 +63,9 @@ def dense(in_size: int, out_size: int, *, key: Key) -> eqx.nn.Linear:
 
 
 class AbstractNetwork(eqx.Module):
-    """A vector in, a vector out; `features` is what the last layer sees."""
+    """A vector in, a vector out; `features` is what the last layer, `output`, sees."""
+
+    output: eqx.AbstractVar[eqx.nn.Linear]
 
     @abc.abstractmethod
     def features(self, x: Float[Array, "in_size"]) -> Float[Array, "width"]:

@@ -1,5 +1,7 @@
 """Velocity fields: what a flow integrates, for one example."""
 
+import abc
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,18 @@ from .embeddings import AbstractEmbedding
 from .networks import AbstractNetwork
 
 
-class ValueVelocity(eqx.Module):
+class AbstractValueVelocity(eqx.Module):
+    """A velocity v(t, z | s, a) of a scalar; subclass it for a field of your own."""
+
+    @abc.abstractmethod
+    def __call__(self, t: Scalar, z: Scalar, observation: Observation, action: Action) -> Scalar:
+        """**Arguments:** the flow time `t` in [0, 1], the flow variable `z`, s and a.
+
+        **Returns:** dz/dt, in units of the return.
+        """
+
+
+class ValueVelocity(AbstractValueVelocity):
     """The velocity v(t, z | s, a) of a scalar that ends, at t = 1, as Q(s, a).
 
     The network sees s, a, an embedding of z and one of t, concatenated in this order; z itself is
@@ -30,10 +43,6 @@ class ValueVelocity(eqx.Module):
         return self.network.features(self._input(t, z, observation, action))
 
     def __call__(self, t: Scalar, z: Scalar, observation: Observation, action: Action) -> Scalar:
-        """**Arguments:** the flow time `t` in [0, 1], the flow variable `z`, s and a.
-
-        **Returns:** dz/dt, in units of the return.
-        """
         return jnp.squeeze(self.network(self._input(t, z, observation, action)), 0)
 
     def _input(
@@ -41,6 +50,17 @@ class ValueVelocity(eqx.Module):
     ) -> Float[Array, "in_size"]:
         embedded = [self.value_embedding(z), self.time_embedding(t)]
         return jnp.concatenate([observation, action, *embedded])
+
+
+class EndpointVelocity(ValueVelocity):
+    """A field whose network predicts where the flow ends: v = (network - z) / (1 - t), for t < 1.
+
+    The same straight paths from another head: an ablation, since its regression target, x1, no
+    longer depends on z and t.
+    """
+
+    def __call__(self, t: Scalar, z: Scalar, observation: Observation, action: Action) -> Scalar:
+        return (super().__call__(t, z, observation, action) - z) / (1 - t)
 
 
 class ActionVelocity(eqx.Module):
@@ -62,7 +82,7 @@ class ActionVelocity(eqx.Module):
 
 
 def member_velocities(
-    members: ValueVelocity,
+    members: AbstractValueVelocity,
     t: Float[Array, "..."],
     z: Float[Array, "ensemble batch noise"] | Float[Array, "batch noise"],
     observation: Float[Array, "batch observation"],

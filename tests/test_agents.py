@@ -14,7 +14,9 @@ from floq_eqx.agents import AGENTS, FQL, Floq, average
 from floq_eqx.critics import member_values
 from floq_eqx.data import Batch
 from floq_eqx.networks import MLPConfig, ResidualConfig
+from floq_eqx.paths import linear_path
 from floq_eqx.training import train_steps
+from floq_eqx.velocity import ValueVelocity, member_velocities
 
 KEY = jax.random.key(0)
 SMALL = MLPConfig(hidden_sizes=(16,), layer_norm=True)
@@ -299,10 +301,34 @@ class TestFloq:
         value = integrate(agent, state.params.field, z0, BATCH.observation, action)
         assert metrics["actor_q"] == pytest.approx(float(value.mean()), rel=1e-5)
 
-        integral, distilled = (gradient_of(a, state, noise) for a in (agent, small("floq")))
+        assert state.params.critic is None
+        assert "critic_distillation_loss" not in metrics
+        distilling = small("floq")
+        critic = start(distilling)[0].params.critic
+        both = eqx.tree_at(
+            lambda s: s.params.critic, state, critic, is_leaf=lambda leaf: leaf is None
+        )
+        integral = gradient_of(agent, state, noise)
+        distilled = gradient_of(distilling, both, noise)
         assert_trees_close(integral.field, distilled.field, rtol=1e-5, atol=1e-6)
         actor = [jax.tree.leaves(g.policy.actor) for g in (integral, distilled)]
         assert not all(np.allclose(a, b) for a, b in zip(*actor, strict=True))
+
+    def test_predicting_the_endpoint_regresses_the_network_on_it(self):
+        agent = small("floq", prediction="endpoint")
+        state, noise = start(agent)
+        _, metrics = loss_of(agent, state, noise)
+        target = target_of(agent, state, noise)
+        path = linear_path(agent.initial_value(noise.value), target, noise.time)
+        velocity = ValueVelocity(
+            state.params.field.network, *agent.embeddings()
+        )  # the same network, read as it is
+        predicted = member_velocities(velocity, path.t, path.xt, BATCH.observation, BATCH.action)
+        expected = jnp.mean(jnp.sum((predicted - target[None]) ** 2, axis=2))
+        assert metrics["flow_loss"] == pytest.approx(float(expected), rel=1e-4)
+        # The last Euler step, of length 1 - t, lands on what the network says there.
+        value = integrate(agent, state.params.field, path.x0, BATCH.observation, BATCH.action)
+        assert np.isfinite(value).all()
 
     @pytest.mark.parametrize("solver", [diffrax.Heun(), diffrax.Tsit5()])
     def test_any_solver_trains(self, solver):
@@ -363,6 +389,7 @@ class TestFloq:
             {"backup": "none"},
             {"aggregation": "max"},
             {"extraction": "none"},
+            {"prediction": "none"},
             {"time_embedding": "none"},
         ],
     )

@@ -4,6 +4,7 @@ from .base import Agent as Agent, State as State, average as average, frozen as 
 from .floq import Floq as Floq, FloqNoise as FloqNoise, FloqParams as FloqParams
 from .flow_policy import (
     FlowPolicy as FlowPolicy,
+    FlowPolicyAgent as FlowPolicyAgent,
     FlowPolicyNoise as FlowPolicyNoise,
     flow_policy_loss as flow_policy_loss,
     integrate_actions as integrate_actions,

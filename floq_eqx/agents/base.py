@@ -158,6 +158,8 @@ def check_range(
 
     Arrays pass: their values are not known when a program is traced.
     """
+    if isinstance(value, str | bool | None):
+        raise ValueError(f"{name} must be a number, got {value!r}.")
     if isinstance(value, int | float) and not (
         low <= value < float("inf") and (value < high if open_high else value <= high)
     ):

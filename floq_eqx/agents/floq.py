@@ -16,6 +16,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from .._types import Action, FloatLike, Key, Metrics, Number, Observation, Scalar
+from ..actors import AbstractPolicy
 from ..critics import Critic, member_values
 from ..data.transitions import Batch, reward_range
 from ..embeddings import AbstractEmbedding, Cosine, Fourier, HLGauss, Rescale
@@ -24,20 +25,24 @@ from ..losses import distillation_loss, squared_error, value_flow_loss
 from ..networks import MLPConfig, NetworkConfig, ensemble
 from ..paths import linear_path
 from ..targets import Aggregation, Backup, aggregate, flow_td_target
-from ..velocity import ValueVelocity, member_velocities
-from .base import Agent, State, check_choice, check_range, check_sizes, frozen
-from .flow_policy import FlowPolicy, FlowPolicyNoise, flow_policy_loss
+from ..velocity import EndpointVelocity, ValueVelocity, member_velocities
+from .base import State, check_choice, check_range, check_sizes, frozen
+from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise
 
 ValueEmbedding: TypeAlias = Literal["hl_gauss", "rescaled"]
 TimeEmbedding: TypeAlias = Literal["cosine", "fourier", "raw"]
 Extraction: TypeAlias = Literal["distilled", "integral"]
+Prediction: TypeAlias = Literal["velocity", "endpoint"]
 
 
 class FloqParams(eqx.Module):
-    """The field's members and the distilled critic's, both stacked, and the policy."""
+    """The field's members and the distilled critic's, both stacked, and the policy.
+
+    Without distillation there is no critic.
+    """
 
     field: ValueVelocity
-    critic: Critic
+    critic: Critic | None
     policy: FlowPolicy
 
 
@@ -54,7 +59,7 @@ class FloqNoise(FlowPolicyNoise):
     time: Float[Array, "batch noise"]
 
 
-class Floq(Agent):
+class Floq(FlowPolicyAgent):
     """Flow-matching Q-learning.
 
     **Arguments:**
@@ -69,19 +74,28 @@ class Floq(Agent):
     - `alpha`: the weight of the actor's distillation from the behavioural flow.
     - `noise_coverage`: κ: z0 is uniform in κ [r_min, r_max] / (1 - γ).
     - `num_noise`: m, the samples of z0 a transition.
-    - `num_steps`, `solver`: K steps of this Diffrax solver take z0 to the value.
-    - `ensemble_size`, `aggregation`: the field's members, and how the target combines them.
+    - `num_steps`: K, the equal steps that take z0 to the value.
+    - `solver`: the Diffrax solver that makes them.
+    - `ensemble_size`: members of the field.
+    - `aggregation`: how the target combines the members.
     - `distilled_size`: members of the distilled critic.
     - `backup`: one TD target a transition, or one a sample.
     - `train_at_zero_only`: the flow loss at t = 0 alone, an ablation.
-    - `extraction`: the actor raises the distilled critic, or the integral of the field itself.
+    - `prediction`: the network predicts the velocity or, an ablation, the endpoint x1, on which
+        it is then regressed.
+    - `extraction`: the actor raises the distilled critic, or the integral of the field itself;
+        then no critic is distilled.
     - `num_candidates`: N > 1 makes `act` draw N actions and take that of the highest integral.
     - `flow_steps`: Euler steps of the behavioural flow.
     - `normalise_q`: divide the actor's Q term by mean |Q|.
-    - `value_embedding`, `time_embedding`: what the field sees of z and t.
-    - `num_bins`, `sigma`, `reward_offset`: of HL-Gauss; see [`floq_eqx.embeddings.HLGauss`][]. Its
-        support is [r_min - offset, r_max + offset] / (1 - γ), as they are at `init`.
-    - `field`, `critic`, `actor`: the networks.
+    - `value_embedding`: what the field sees of z.
+    - `time_embedding`: what the field sees of t; the released code's is the cosine.
+    - `num_bins`: support points of HL-Gauss; see [`floq_eqx.embeddings.HLGauss`][].
+    - `sigma`: its standard deviation in bin widths.
+    - `reward_offset`: o in its support, [r_min - o, r_max + o] / (1 - γ), as they are at `init`.
+    - `field`: the network of the field.
+    - `critic`: the network of the distilled critic.
+    - `actor`: the networks of the behavioural flow and the one-step actor.
     """
 
     action_size: int | None = eqx.field(static=True, default=None)
@@ -101,6 +115,7 @@ class Floq(Agent):
     distilled_size: int = eqx.field(static=True, default=2)
     backup: Backup = eqx.field(static=True, default="expected")
     train_at_zero_only: bool = eqx.field(static=True, default=False)
+    prediction: Prediction = eqx.field(static=True, default="velocity")
     extraction: Extraction = eqx.field(static=True, default="distilled")
     num_candidates: int = eqx.field(static=True, default=1)
     flow_steps: int = eqx.field(static=True, default=10)
@@ -133,6 +148,7 @@ class Floq(Agent):
         )
         check_choice("aggregation", self.aggregation, Aggregation)
         check_choice("backup", self.backup, Backup)
+        check_choice("prediction", self.prediction, Prediction)
         check_choice("extraction", self.extraction, Extraction)
         check_choice("value_embedding", self.value_embedding, ValueEmbedding)
         check_choice("time_embedding", self.time_embedding, TimeEmbedding)
@@ -155,16 +171,19 @@ class Floq(Agent):
         embed_z, embed_t = self.embeddings()
         inputs = observation_size + action_size
         field_inputs = inputs + embed_z.size + embed_t.size
+        velocity = ValueVelocity if self.prediction == "velocity" else EndpointVelocity
         field = ensemble(
-            lambda k: ValueVelocity(self.field.build(field_inputs, 1, key=k), embed_z, embed_t),
+            lambda k: velocity(self.field.build(field_inputs, 1, key=k), embed_z, embed_t),
             self.ensemble_size,
             key=field_key,
         )
-        critic = ensemble(
-            lambda k: Critic(self.critic.build(inputs, 1, key=k)),
-            self.distilled_size,
-            key=critic_key,
-        )
+        critic = None
+        if self.extraction == "distilled":
+            critic = ensemble(
+                lambda k: Critic(self.critic.build(inputs, 1, key=k)),
+                self.distilled_size,
+                key=critic_key,
+            )
         policy = FlowPolicy(observation_size, action_size, self.actor, key=policy_key)
         return self.fresh_state(FloqParams(field, critic, policy), field)
 
@@ -193,22 +212,6 @@ class Floq(Agent):
             actor=jax.random.normal(keys[6], self.action_shape(batch_size)),
         )
 
-    def loss(
-        self, params: FloqParams, targets: ValueVelocity, batch: Batch, noise: FloqNoise
-    ) -> tuple[Scalar, Metrics]:
-        critic, metrics = self.critic_loss(params, targets, batch, noise)
-        actor, actor_metrics = flow_policy_loss(
-            params.policy,
-            lambda action: self.extracted_value(frozen(params), batch.observation, action, noise),
-            batch,
-            noise,
-            alpha=self.alpha,
-            num_steps=self.flow_steps,
-            normalise_q=self.normalise_q,
-        )
-        loss = critic + actor
-        return loss, {"loss": loss} | metrics | actor_metrics
-
     def critic_loss(
         self, params: FloqParams, targets: ValueVelocity, batch: Batch, noise: FloqNoise
     ) -> tuple[Scalar, Metrics]:
@@ -218,26 +221,33 @@ class Floq(Agent):
         time = jnp.zeros_like(noise.time) if self.train_at_zero_only else noise.time
         path = linear_path(z0, target, time)
         velocity = member_velocities(params.field, path.t, path.xt, batch.observation, batch.action)
-        flow_loss = value_flow_loss(velocity, path.velocity)
+        if self.prediction == "velocity":
+            flow_loss = value_flow_loss(velocity, path.velocity)
+        else:
+            flow_loss = value_flow_loss(path.xt + (1 - path.t) * velocity, target)
 
         value = self.integrate(frozen(params.field), z0, batch.observation, batch.action)
-        q = member_values(params.critic, batch.observation, batch.action)
         value = jnp.mean(value, axis=0)
         teacher = jnp.mean(value, axis=1)
-        distillation = distillation_loss(q, jnp.broadcast_to(teacher[None], q.shape))
-
-        loss = flow_loss + distillation
-        return loss, {
+        metrics = {
             "flow_loss": flow_loss,
-            "critic_distillation_loss": distillation,
-            "critic_loss": loss,
             "td_error": jnp.mean(squared_error(teacher, jnp.mean(target, axis=1))),
             "value_variance": jnp.mean(jnp.var(value, axis=1)),
+        }
+        if params.critic is None:
+            return flow_loss, metrics | {"critic_loss": flow_loss, "q": jnp.mean(teacher)}
+
+        q = member_values(params.critic, batch.observation, batch.action)
+        distillation = distillation_loss(q, jnp.broadcast_to(teacher[None], q.shape))
+        loss = flow_loss + distillation
+        return loss, metrics | {
+            "critic_distillation_loss": distillation,
+            "critic_loss": loss,
             "q": jnp.mean(q),
         }
 
     def td_target(
-        self, policy: FlowPolicy, targets: ValueVelocity, batch: Batch, noise: FloqNoise
+        self, policy: AbstractPolicy, targets: ValueVelocity, batch: Batch, noise: FloqNoise
     ) -> Float[Array, "batch noise"]:
         """x1 of every sample's path: each has its own next action and z0; without gradient."""
         act = jax.vmap(policy.act, in_axes=(None, 0))
@@ -290,7 +300,7 @@ class Floq(Agent):
         noise: FloqNoise,
     ) -> Float[Array, "batch"]:
         """The Q that the actor raises: the mean over members, and samples where there are any."""
-        if self.extraction == "distilled":
+        if params.critic is not None:
             return jnp.mean(member_values(params.critic, observation, action), axis=0)
         z0 = self.initial_value(noise.value)
         return jnp.mean(self.integrate(params.field, z0, observation, action), axis=(0, 2))

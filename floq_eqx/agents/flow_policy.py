@@ -4,7 +4,9 @@ A flow of actions clones the behaviour; a one-step actor is distilled from its i
 same loss, raises Q. Source: FQL, arXiv 2502.02538, section 4, algorithm 1.
 """
 
+import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,17 +14,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
-from ..actors import OneStepActor
+from ..actors import AbstractPolicy, OneStepActor
 from ..data.transitions import Batch
 from ..integrate import solve_flow
 from ..losses import distillation_loss, flow_matching_loss, policy_loss
 from ..networks import NetworkConfig
 from ..paths import linear_path
 from ..velocity import ActionVelocity, action_velocities
-from .base import frozen
+from .base import Agent, frozen
 
 
-class FlowPolicy(eqx.Module):
+class FlowPolicy(AbstractPolicy):
     """The parameters: the behavioural flow and the one-step actor."""
 
     flow: ActionVelocity
@@ -111,3 +113,43 @@ def flow_policy_loss(
         "q_loss": q_loss,
         "actor_q": jnp.mean(value),
     }
+
+
+class FlowPolicyAgent(Agent):
+    """An agent with this policy: what is its own is the critic, and the Q that it extracts."""
+
+    discount: eqx.AbstractVar[FloatLike]
+    alpha: eqx.AbstractVar[FloatLike]
+    flow_steps: eqx.AbstractVar[int]
+    normalise_q: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def critic_loss(
+        self, params: Any, targets: Any, batch: Batch, noise: Any
+    ) -> tuple[Scalar, Metrics]:
+        """The part of the loss that trains the critic."""
+
+    @abc.abstractmethod
+    def extracted_value(
+        self,
+        params: Any,
+        observation: Float[Array, "batch observation"],
+        action: Float[Array, "batch action"],
+        noise: Any,
+    ) -> Float[Array, "batch"]:
+        """The Q that the actor raises."""
+
+    def loss(self, params: Any, targets: Any, batch: Batch, noise: Any) -> tuple[Scalar, Metrics]:
+        """The critic's loss and the policy's, whose Q passes no gradient on to the critic."""
+        critic, metrics = self.critic_loss(params, targets, batch, noise)
+        policy, policy_metrics = flow_policy_loss(
+            params.policy,
+            lambda action: self.extracted_value(frozen(params), batch.observation, action, noise),
+            batch,
+            noise,
+            alpha=self.alpha,
+            num_steps=self.flow_steps,
+            normalise_q=self.normalise_q,
+        )
+        loss = critic + policy
+        return loss, {"loss": loss} | metrics | policy_metrics

@@ -14,8 +14,8 @@ from ..data.transitions import Batch
 from ..losses import critic_loss, squared_error
 from ..networks import MLPConfig, NetworkConfig, ensemble
 from ..targets import Aggregation, aggregate, td_target
-from .base import Agent, State, check_choice, check_range, check_sizes, frozen
-from .flow_policy import FlowPolicy, FlowPolicyNoise, flow_policy_loss
+from .base import State, check_choice, check_range, check_sizes
+from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise
 
 
 class FqlParams(eqx.Module):
@@ -31,7 +31,7 @@ class FqlNoise(FlowPolicyNoise):
     next_action: Float[Array, "batch action"]
 
 
-class FQL(Agent):
+class FQL(FlowPolicyAgent):
     """Flow Q-learning.
 
     **Arguments:**
@@ -43,11 +43,12 @@ class FQL(Agent):
     - `target_rate`: τ of the target critic, in [0, 1].
     - `discount`: γ, in [0, 1).
     - `alpha`: the weight of the actor's distillation from the behavioural flow.
-    - `ensemble_size`, `aggregation`: the critic's members, and how the target combines them.
+    - `ensemble_size`: members of the critic.
+    - `aggregation`: how the target combines the members.
     - `flow_steps`: Euler steps of the behavioural flow.
     - `normalise_q`: divide the actor's Q term by mean |Q|.
-    - `critic`, `actor`: the networks; a [`floq_eqx.networks.ResidualConfig`][] makes the critic
-        residual.
+    - `critic`: its network; a [`floq_eqx.networks.ResidualConfig`][] makes it residual.
+    - `actor`: the networks of the behavioural flow and the one-step actor.
     """
 
     action_size: int | None = eqx.field(static=True, default=None)
@@ -93,24 +94,6 @@ class FQL(Agent):
             actor=jax.random.normal(keys[3], shape),
         )
 
-    def loss(
-        self, params: FqlParams, targets: Critic, batch: Batch, noise: FqlNoise
-    ) -> tuple[Scalar, Metrics]:
-        critic, metrics = self.critic_loss(params, targets, batch, noise)
-        actor, actor_metrics = flow_policy_loss(
-            params.policy,
-            lambda action: jnp.mean(
-                member_values(frozen(params.critic), batch.observation, action), axis=0
-            ),
-            batch,
-            noise,
-            alpha=self.alpha,
-            num_steps=self.flow_steps,
-            normalise_q=self.normalise_q,
-        )
-        loss = critic + actor
-        return loss, {"loss": loss} | metrics | actor_metrics
-
     def critic_loss(
         self, params: FqlParams, targets: Critic, batch: Batch, noise: FqlNoise
     ) -> tuple[Scalar, Metrics]:
@@ -127,6 +110,15 @@ class FQL(Agent):
             "td_error": jnp.mean(squared_error(jnp.mean(q, axis=0), target)),
             "q": jnp.mean(q),
         }
+
+    def extracted_value(
+        self,
+        params: FqlParams,
+        observation: Float[Array, "batch observation"],
+        action: Float[Array, "batch action"],
+        noise: FqlNoise,
+    ) -> Float[Array, "batch"]:
+        return jnp.mean(member_values(params.critic, observation, action), axis=0)
 
     def averaged(self, params: FqlParams) -> Critic:
         return params.critic

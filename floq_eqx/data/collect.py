@@ -121,7 +121,7 @@ class _Manipulation:
 
         oracle = self._oracle(info)
         oracle.reset(ob, info)
-        rows: dict[str, list] = {}
+        rows: list[dict[str, Any]] = []
         done = False
         while not done:
             if rng.uniform() < self.random_probability:
@@ -148,8 +148,7 @@ class _Manipulation:
             }
             if has_buttons:
                 row["button_states"] = info["prev_button_states"]
-            for key, value in row.items():
-                rows.setdefault(key, []).append(value)
+            rows.append(row)
             ob = next_ob
         return _stack(rows)
 
@@ -189,7 +188,7 @@ class _PointMaze:
         task = {"init_ij": start, "goal_ij": goal}
         ob, _ = self.env.reset(seed=seed, options={"task_info": task})
 
-        rows: dict[str, list] = {}
+        rows: list[dict[str, Any]] = []
         done = False
         while not done:
             xy = maze.get_xy()
@@ -209,8 +208,7 @@ class _PointMaze:
                 "qpos": info["prev_qpos"],
                 "qvel": info["prev_qvel"],
             }
-            for key, value in row.items():
-                rows.setdefault(key, []).append(value)
+            rows.append(row)
             ob = next_ob
         return _stack(rows)
 
@@ -227,10 +225,11 @@ def _is_hallway(free: np.ndarray, ij: tuple[int, int]) -> bool:
     return (vertical, horizontal) in ((open_, closed), (closed, open_))
 
 
-def _stack(rows: dict[str, list]) -> _Episode:
+def _stack(rows: list[dict[str, Any]]) -> _Episode:
     dtypes = {"terminals": np.bool_, "button_states": np.int64}
     return {
-        key: np.asarray(values).astype(dtypes.get(key, np.float32)) for key, values in rows.items()
+        key: np.asarray([row[key] for row in rows]).astype(dtypes.get(key, np.float32))
+        for key in rows[0]
     }
 
 

@@ -1,0 +1,479 @@
+"""Comparing ODE solvers for the integral that Q is: accuracy, ranking and cost."""
+
+import csv
+import dataclasses
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from .._types import Key, Number, Scalar
+from ..agents.base import check_sizes
+from ..data.transitions import Batch
+from ..integrate import RESULTS, FlowSolution, solve_flow
+from ..velocity import AbstractValueVelocity
+
+FIXED_SOLVERS: tuple[diffrax.AbstractSolver, ...] = (
+    diffrax.Euler(),
+    diffrax.Midpoint(),
+    diffrax.Heun(),
+    diffrax.Ralston(),
+    diffrax.Bosh3(),
+    diffrax.Tsit5(),
+    diffrax.Dopri5(),
+    diffrax.Dopri8(),
+)
+"""What `default_configurations` takes equal steps with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverConfiguration:
+    """A solver and its steps: equal ones or, by a tolerance, adaptive ones.
+
+    **Arguments:**
+
+    - `solver`: a Diffrax solver of ordinary differential equations.
+    - `num_steps`: K equal steps, or
+    - `tolerance`: adaptive steps with this relative and absolute tolerance of an integral
+        controller; absolute in units of the return.
+    - `independent`: every example takes its own adaptive steps.
+    - `max_steps`: the most that an adaptive solve tries.
+    """
+
+    solver: diffrax.AbstractSolver
+    num_steps: int | None = None
+    tolerance: Number | None = None
+    independent: bool = False
+    max_steps: int = 1024
+
+    @property
+    def name(self) -> str:
+        """Such as `Euler K=8` or `Tsit5 tol=0.001 each`."""
+        kind = type(self.solver).__name__
+        if self.tolerance is None:
+            return f"{kind} K={self.num_steps}"
+        return f"{kind} tol={self.tolerance:g}{' each' if self.independent else ''}"
+
+    def check(self) -> None:
+        """**Raises:** `ValueError` if it does not say how to choose the steps."""
+        if (self.num_steps is None) == (self.tolerance is None):
+            raise ValueError("Give num_steps for equal steps, or a tolerance for adaptive ones.")
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance must be positive, got {self.tolerance}.")
+        if self.tolerance is None and self.independent:
+            raise ValueError("Equal steps are the same for every example: independent=False.")
+
+    def solve(
+        self,
+        member: AbstractValueVelocity,
+        z0: Float[Array, "batch"],
+        observation: Float[Array, "batch observation"],
+        action: Float[Array, "batch action"],
+    ) -> FlowSolution:
+        """One field's integrals for a batch, without raising for those that fail."""
+        self.check()
+        controller = None
+        if self.tolerance is not None:
+            controller = diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance)
+        return solve_flow(
+            member if self.independent else _OverBatch(member),
+            z0,
+            observation,
+            action,
+            solver=self.solver,
+            num_steps=1 if self.num_steps is None else self.num_steps,
+            stepsize_controller=controller,
+            max_steps=self.max_steps,
+            independent=self.independent,
+            throw=False,
+        )
+
+
+class _OverBatch(eqx.Module):
+    """A field of one example for a batch; a module, so that its parameters are seen as such."""
+
+    member: AbstractValueVelocity
+
+    def __call__(self, t: Scalar, *args: Array) -> Float[Array, "batch"]:
+        return jax.vmap(self.member, in_axes=(None, 0, 0, 0))(t, *args)
+
+
+def default_configurations(
+    *,
+    num_steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    tolerances: Sequence[Number] = (1e-1, 1e-2, 1e-3),
+) -> list[SolverConfiguration]:
+    """Every solver of `FIXED_SOLVERS` at each number of steps; Heun, Bosh3, Tsit5 and Dopri8 with
+    shared adaptive steps, Tsit5 also with each example's own; and Kvaerno3, which is implicit, for
+    fields that are stiff, at each tolerance.
+    """
+    fixed = [SolverConfiguration(solver, k) for solver in FIXED_SOLVERS for k in num_steps]
+    shared = (diffrax.Heun(), diffrax.Bosh3(), diffrax.Tsit5(), diffrax.Dopri8())
+    adaptive = [SolverConfiguration(s, tolerance=tol) for s in shared for tol in tolerances]
+    own = [
+        SolverConfiguration(diffrax.Tsit5(), tolerance=tol, independent=True) for tol in tolerances
+    ]
+    stiff = [
+        SolverConfiguration(diffrax.Kvaerno3(), tolerance=tol, independent=True)
+        for tol in tolerances
+    ]
+    return fixed + adaptive + own + stiff
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverRow:
+    """What one configuration did. NaN where it is not known or the solve failed.
+
+    **Attributes:**
+
+    - `name`: of the configuration.
+    - `evaluations`: of the field, for one integral; the mean over members and, where each has its
+        own steps, examples.
+    - `most_evaluations`: the largest of them, for which all others wait.
+    - `seconds`: the median wall time of integrating the whole batch, compiled.
+    - `compile_seconds`: to trace and compile that.
+    - `mean_error`, `worst_error`: |Q - reference|, in units of the return.
+    - `exact_error`: the root mean square of Q - exact Q, where that is known.
+    - `gradient_error`: the mean norm of the error of dQ/da over the mean norm of dQ/da.
+    - `kendall_tau`: the mean over observations of Kendall's rank correlation between the
+        candidates' Q and the reference's.
+    - `best_agreement`: how often the best candidate is the reference's best.
+    - `failure`: why there are no numbers; empty if there are.
+    """
+
+    name: str
+    evaluations: float = math.nan
+    most_evaluations: float = math.nan
+    seconds: float = math.nan
+    compile_seconds: float = math.nan
+    mean_error: float = math.nan
+    worst_error: float = math.nan
+    exact_error: float = math.nan
+    gradient_error: float = math.nan
+    kendall_tau: float = math.nan
+    best_agreement: float = math.nan
+    failure: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverComparison:
+    """The rows of [`floq_eqx.analysis.compare_solvers`][].
+
+    **Attributes:** `rows`: one a configuration, in their order; `reference_error`: the root mean
+    square of the reference's Q - exact Q: the learning's error, below which no solver helps; NaN
+    where the exact Q is not known.
+    """
+
+    rows: tuple[SolverRow, ...]
+    reference_error: float = math.nan
+
+    def pareto(self) -> list[SolverRow]:
+        """The rows that no other beats: fewer evaluations, or a smaller mean error."""
+        known = [row for row in self.rows if math.isfinite(row.evaluations + row.mean_error)]
+        known.sort(key=lambda row: (row.evaluations, row.mean_error))
+        front: list[SolverRow] = []
+        for row in known:
+            if not front or row.mean_error < front[-1].mean_error:
+                front.append(row)
+        return front
+
+    def csv(self) -> str:
+        """All rows as CSV, with a header."""
+        text = io.StringIO()
+        names = [f.name for f in dataclasses.fields(SolverRow)]
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in self.rows)
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """A table of all rows; those on the Pareto front are bold."""
+        front = {row.name for row in self.pareto()}
+        lines = [
+            "| configuration | evaluations (most) | time, ms | compile, s | mean error "
+            "| worst error | RMSE to exact Q | dQ/da error | Kendall's τ | same best |",
+            "|" + "---|" * 10,
+        ]
+        for row in self.rows:
+            name = f"**{row.name}**" if row.name in front else row.name
+            if row.failure:
+                lines.append(f"| {name} | {row.failure.replace('|', '/')} |" + " |" * 8)
+                continue
+            count = f"{row.evaluations:.4g} ({row.most_evaluations:.4g})"
+            if row.evaluations == row.most_evaluations:
+                count = f"{row.evaluations:.4g}"
+            cells = [
+                name,
+                "unknown" if math.isnan(row.evaluations) else count,
+                f"{1e3 * row.seconds:.3g}",
+                f"{row.compile_seconds:.2g}",
+                f"{row.mean_error:.2e}",
+                f"{row.worst_error:.2e}",
+                "" if math.isnan(row.exact_error) else f"{row.exact_error:.3g}",
+                f"{row.gradient_error:.2e}",
+                f"{row.kendall_tau:.3f}",
+                f"{row.best_agreement:.3f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+
+class _Values(eqx.Module):
+    """One configuration's results."""
+
+    value: Float[Array | np.ndarray, "ensemble batch candidate"]
+    gradient: Float[Array | np.ndarray, "batch candidate action"]
+    evaluations: Int[Array, "ensemble *independent"]
+    result: RESULTS
+
+
+def compare_solvers(
+    field: AbstractValueVelocity,
+    batch: Batch,
+    configurations: Iterable[SolverConfiguration] | None = None,
+    *,
+    z0: Float[Array, "batch"],
+    candidates: Float[Array, "batch candidate action"] | None = None,
+    num_candidates: int = 16,
+    exact: Float[Array, "batch candidate"] | None = None,
+    repeats: int = 5,
+    key: Key | None = None,
+    progress: bool = False,
+) -> SolverComparison:
+    """Integrates the same field from the same z0 with each solver.
+
+    Q is the mean over the members. The reference is Dopri8 in float64 with adaptive steps of
+    tolerance 1e-10.
+
+    **Arguments:**
+
+    - `field`: an ensemble of fields, stacked.
+    - `batch`: transitions, of which only the observations and actions count.
+    - `configurations`: `default_configurations()` by default.
+    - `z0`: where each observation's integrals start, the same for all its candidates.
+    - `candidates`: actions to rank in each observation, at least 2. By default the batch's own and
+        `num_candidates - 1` uniform ones, drawn with `key`.
+    - `exact`: the exact Q of the candidates, where it is known.
+    - `repeats`: timed runs of each.
+    - `progress`: show a progress bar where standard error is a terminal.
+
+    **Returns:** a row for every configuration. One that fails has the reason in its row.
+
+    **Raises:** `ValueError` if there are no configurations or too few candidates, if shapes do not
+    fit, or if the reference itself fails: then the field is at fault.
+    """
+    chosen = default_configurations() if configurations is None else list(configurations)
+    if not chosen:
+        raise ValueError("There are no configurations to compare.")
+    check_sizes(repeats=repeats)
+    if candidates is None:
+        candidates = _candidates(batch, num_candidates, key)
+    if candidates.shape[1] < 2:
+        raise ValueError(f"Ranking takes at least 2 candidates, got {candidates.shape[1]}.")
+    if z0.shape != batch.reward.shape or candidates.shape[0] != len(batch):
+        raise ValueError(
+            f"z0 and candidates must have the batch's {len(batch)} rows, got shapes {z0.shape} and "
+            f"{candidates.shape}."
+        )
+    arguments = (field, z0, batch.observation, candidates)
+    with _float64():
+        wide = jax.tree.map(_widen, arguments)
+        reference = eqx.filter_jit(_values)(_REFERENCE, *wide)
+        failure = _failure(reference)
+        if failure:
+            raise ValueError(f"The reference solution failed, so the field is at fault: {failure}")
+        reference = dataclasses.replace(
+            reference,
+            value=np.asarray(reference.value),
+            gradient=np.asarray(reference.gradient),
+        )
+    rows = [
+        _row(configuration, arguments, reference, exact, repeats)
+        for configuration in tqdm(chosen, "solvers", disable=None if progress else True)
+    ]
+    known = (
+        math.nan
+        if exact is None
+        else _rms(np.asarray(reference.value).mean(axis=0) - np.asarray(exact))
+    )
+    return SolverComparison(tuple(rows), known)
+
+
+_REFERENCE = SolverConfiguration(diffrax.Dopri8(), tolerance=1e-10, max_steps=4096)
+
+
+def _candidates(
+    batch: Batch, number: int, key: Key | None
+) -> Float[Array, "batch candidate action"]:
+    check_sizes(num_candidates=number)
+    if key is None:
+        raise ValueError("Give candidates, or a key to draw them with.")
+    shape = (len(batch), number - 1, batch.action.shape[1])
+    others = jax.random.uniform(key, shape, minval=-1, maxval=1)
+    return jnp.concatenate([batch.action[:, None], others], axis=1)
+
+
+def _float64() -> Any:
+    """A context in which JAX computes in double precision."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # pyright: ignore # before JAX 0.8
+
+    return enable_x64()
+
+
+def _widen(leaf: Any) -> Any:
+    return jnp.asarray(np.asarray(leaf), jnp.float64) if eqx.is_inexact_array(leaf) else leaf
+
+
+def _solve(
+    configuration: SolverConfiguration,
+    field: AbstractValueVelocity,
+    z0: Float[Array, "batch"],
+    observation: Float[Array, "batch observation"],
+    candidates: Float[Array, "batch candidate action"],
+) -> FlowSolution:
+    """Every member's solution for all candidates in a row."""
+    number = candidates.shape[1]
+    z0, observation = jnp.repeat(z0, number), jnp.repeat(observation, number, axis=0)
+    action = jnp.reshape(candidates, (len(z0), -1))
+    return eqx.filter_vmap(lambda member: configuration.solve(member, z0, observation, action))(
+        field
+    )
+
+
+_jitted_solve: Any = eqx.filter_jit(_solve)
+
+
+def _values(
+    configuration: SolverConfiguration,
+    field: AbstractValueVelocity,
+    z0: Float[Array, "batch"],
+    observation: Float[Array, "batch observation"],
+    candidates: Float[Array, "batch candidate action"],
+) -> _Values:
+    def total(candidates: Array) -> tuple[Array, FlowSolution]:
+        solution = _solve(configuration, field, z0, observation, candidates)
+        return jnp.sum(jnp.mean(solution.value, axis=0)), solution
+
+    gradient, solution = jax.grad(total, has_aux=True)(candidates)
+    value = jnp.reshape(solution.value, (-1, *candidates.shape[:2]))
+    return _Values(value, gradient, solution.num_evaluations, solution.result)
+
+
+def _failure(values: _Values) -> str:
+    """The message of the first solve that failed, and how many did; empty if none."""
+    codes = np.atleast_1d(np.asarray(values.result._value)).ravel()
+    failed = np.flatnonzero(codes)
+    if not failed.size:
+        gradient = np.asarray(values.gradient)
+        return "" if np.isfinite(gradient).all() else "dQ/da is not finite."
+    first = jax.tree.map(lambda leaf: jnp.ravel(leaf)[failed[0]], values.result)
+    which = f"{failed.size} of {codes.size} solves: " if codes.size > 1 else ""
+    return which + str(RESULTS[first]).split(". ")[0].rstrip(".") + "."
+
+
+def _row(
+    configuration: SolverConfiguration,
+    arguments: tuple,
+    reference: _Values,
+    exact: Float[Array, "batch candidate"] | None,
+    repeats: int,
+) -> SolverRow:
+    try:
+        values = eqx.filter_jit(_values)(configuration, *arguments)
+        failure = _failure(values)
+        if failure:
+            return SolverRow(configuration.name, failure=failure)
+        start = time.perf_counter()
+        solve = _jitted_solve.lower(configuration, *arguments).compile()
+        compiled = time.perf_counter()
+        seconds = []
+        for _ in range(repeats + 1):  # the first warms the caches
+            begin = time.perf_counter()
+            jax.block_until_ready(solve(configuration, *arguments).value)
+            seconds.append(time.perf_counter() - begin)
+    except (ValueError, TypeError, RuntimeError) as error:  # its row says why; the others go on
+        return SolverRow(configuration.name, failure=" ".join(str(error).split()))
+
+    counts = np.asarray(values.evaluations)
+    error = np.abs(np.asarray(values.value, np.float64) - reference.value)
+    value = np.asarray(values.value, np.float64).mean(axis=0)
+    best = np.asarray(reference.value).mean(axis=0)
+    gradient_error = np.linalg.norm(np.asarray(values.gradient) - reference.gradient, axis=-1)
+    return SolverRow(
+        name=configuration.name,
+        evaluations=float(counts.mean()) if counts.min() >= 0 else math.nan,
+        most_evaluations=float(counts.max()) if counts.min() >= 0 else math.nan,
+        seconds=statistics.median(seconds[1:]),
+        compile_seconds=compiled - start,
+        mean_error=float(error.mean()),
+        worst_error=float(error.max()),
+        exact_error=math.nan if exact is None else _rms(value - np.asarray(exact)),
+        gradient_error=float(
+            gradient_error.mean() / np.linalg.norm(reference.gradient, axis=-1).mean()
+        ),
+        kendall_tau=rank_agreement(value, best),
+        best_agreement=float(np.mean(value.argmax(axis=1) == best.argmax(axis=1))),
+    )
+
+
+def rank_agreement(
+    value: Float[np.ndarray, "batch candidate"], other: Float[np.ndarray, "batch candidate"]
+) -> float:
+    """The mean over the batch of Kendall's τ-b between two rankings of the candidates."""
+    # A row without any order, such as that of a constant, agrees with nothing.
+    pairs = zip(value, other, strict=True)
+    taus = [scipy.stats.kendalltau(*pair)[0] for pair in pairs]  # pyright: ignore
+    return float(np.nan_to_num(taus).mean())
+
+
+def _rms(error: Float[np.ndarray, "..."]) -> float:
+    return float(np.sqrt(np.mean(np.square(error))))
+
+
+def observed_order(
+    velocity: Callable[..., Array],
+    x0: Float[Array, "..."],
+    *args: Any,
+    solver: diffrax.AbstractSolver,
+    num_steps: Sequence[int] = (8, 16, 32, 64),
+) -> float:
+    r"""The order p with which a solver's error falls as $K^{-p}$ on a field, in float64.
+
+    The least-squares slope of log(mean error) against log K. On a field that is smooth enough at
+    these steps it is the solver's own order; if it is less, the field is not.
+
+    **Arguments:**
+
+    - `velocity`, `x0`, `*args`: as in [`floq_eqx.solve_flow`][]; their floats become float64.
+    - `solver`: a Diffrax solver, which takes equal steps.
+    - `num_steps`: at least two K; errors are held against 4 times the largest with Dopri8.
+
+    **Raises:** `ValueError` for fewer than two K, or if an error is exactly zero: then there is no
+    order to see.
+    """
+    if len(set(num_steps)) < 2:
+        raise ValueError(f"An order takes at least two different num_steps, got {num_steps}.")
+    with _float64():
+        velocity, x0, args = jax.tree.map(_widen, (velocity, x0, args))
+
+        def value(solver: diffrax.AbstractSolver, k: int) -> np.ndarray:
+            return np.asarray(solve_flow(velocity, x0, *args, solver=solver, num_steps=k).value)
+
+        reference = value(diffrax.Dopri8(), 4 * max(num_steps))
+        errors = [float(np.abs(value(solver, k) - reference).mean()) for k in num_steps]
+    if min(errors) == 0:
+        raise ValueError(f"An error is exactly zero, so there is no order to see: {errors}.")
+    return -float(np.polyfit(np.log(num_steps), np.log(errors), 1)[0])
