@@ -84,7 +84,7 @@ class Bench:
         print(f"  trained {', '.join(critics)}: {time.perf_counter() - started:.0f} s", flush=True)
         return curves
 
-    def z0(self, critic, samples: int = 4):
+    def z0(self, critic, samples: int = 32):
         ratio = jax.random.uniform(self.key, (len(self.held_out), samples))
         return critic.agent.initial_value(ratio)
 
@@ -336,7 +336,7 @@ def recovery(seeds: int) -> Report:
 
 def noise(seeds: int) -> Report:
     """Noise on every TD target, from the same start."""
-    columns = ["problem", "noise / std of Q", "flow", "MLP"]
+    columns = ["problem", "noise / std of Q", "flow, mean of 1 z0", "of 32 z0", "MLP"]
     report = Report("Noisy TD targets", columns, 2)
     levels = [0.0, 0.5, 1.0, 3.0]
     for panel, (name, problem) in enumerate(PROBLEMS.items()):
@@ -348,13 +348,21 @@ def noise(seeds: int) -> Report:
                 "flow": bench.flow(evaluation=disturbed),
                 "MLP": bench.monolithic(evaluation=disturbed),
             }
-            for kind, curve in bench.train(critics).items():
+            curves = bench.train(critics, measure=few_and_many)
+            for kind, curve in curves.items():
                 found[kind].append(curve.held_out["error"][:, -1])
-            report.row(name, level, *(spread(values[-1]) for values in found.values()))
+            one = curves["flow"].held_out["error of one"][:, -1]
+            report.row(name, level, spread(one), *(spread(values[-1]) for values in found.values()))
         for kind, values in found.items():
             report.line(panel, levels, np.transpose(values), kind)
         report.label(panel, f"target noise / std of Q ({name})", "error of Q", yscale="log")
     return report
+
+
+def few_and_many(critic, state, batch, key):
+    """The error with one z0 and with many."""
+    one = analysis.q_error(critic, state, batch, key, num_noise=1)["error"]
+    return analysis.q_error(critic, state, batch, key) | {"error of one": one}
 
 
 def measure(critic, state, batch, key):

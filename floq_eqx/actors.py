@@ -3,10 +3,11 @@
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Action, Observation
+from ._types import Action, Observation, Scalar
 from .networks import AbstractNetwork
 
 
@@ -32,3 +33,22 @@ class OneStepActor(eqx.Module):
         **Returns:** the action, not clipped: it can leave [-1, 1].
         """
         return self.network(jnp.concatenate([observation, noise]))
+
+
+class GaussianActor(eqx.Module):
+    """A Gaussian around the network's output, of deviation 1 in every state.
+
+    With `squash` the mean passes through a tanh, into (-1, 1).
+    """
+
+    network: AbstractNetwork
+    squash: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, observation: Observation) -> Float[Array, "action"]:
+        """The mean, which without `squash` can leave [-1, 1]."""
+        mean = self.network(observation)
+        return jnp.tanh(mean) if self.squash else mean
+
+    def log_prob(self, observation: Observation, action: Action) -> Scalar:
+        """The logarithm of the action's density."""
+        return jnp.sum(jax.scipy.stats.norm.logpdf(action - self(observation)))

@@ -22,6 +22,7 @@ _COMMANDS = {
     "evaluate": "run a trained policy",
     "collect": "collect or fetch a dataset",
     "plot": "draw learning curves",
+    "solvers": "compare ODE solvers on the field of a run, or of a problem with a known Q",
 }
 
 
@@ -33,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     **Returns:** the exit status: 0, 1 after an error that is printed, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "evaluate": _evaluate, "collect": _collect, "plot": _plot}
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "collect": _collect,
+        "plot": _plot,
+        "solvers": _solvers,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: floq COMMAND [-h] ...\n\nFlow-matching Q-functions.\n\ncommands:")
         for name, text in _COMMANDS.items():
@@ -235,6 +242,61 @@ def _plot(arguments: list[str]) -> None:
         raise ValueError("Nothing to plot: give the folder of at least one run.")
     runs = [Run(folder) for folder in options.runs]
     print(f"wrote {learning_curves(runs, options.out, metric=options.metric)}")
+
+
+def _solvers(arguments: list[str]) -> None:
+    import jax
+
+    from .analysis import ProblemName, default_configurations, study_problem, study_run
+    from .plotting import solver_comparison
+    from .training.run import write_text
+
+    @dataclasses.dataclass
+    class Solvers:
+        run: tyro.conf.Positional[str | None] = None
+        """The folder of a floq run."""
+        problem: ProblemName | None = None
+        """Instead of a run: train a field on a linear-quadratic problem or a random walk."""
+        out: str | None = None
+        """The folder for solvers.md, .csv and .png (default: the run's, or solvers-<problem>)."""
+        num_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+        """Numbers of equal steps (K)."""
+        tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
+        """Tolerances of adaptive steps."""
+        observations: int = 64
+        """How many observations."""
+        candidates: int = 16
+        """How many actions to rank in each."""
+        num_updates: int = 6000
+        """With --problem: how long to train."""
+        seed: int = 0
+        """Of all random numbers."""
+
+    options = tyro.cli(Solvers, prog="floq solvers", args=arguments)
+    if (options.run is None) == (options.problem is None):
+        raise ValueError("Give the folder of a run, or --problem lqr or walk: one of the two.")
+    shared = {
+        "num_observations": options.observations,
+        "num_candidates": options.candidates,
+        "configurations": default_configurations(
+            num_steps=options.num_steps, tolerances=options.tolerances
+        ),
+        "key": jax.random.key(options.seed),
+        "progress": True,
+    }
+    if options.problem is not None:
+        folder = Path(options.out or f"solvers-{options.problem}")
+        study = study_problem(options.problem, num_updates=options.num_updates, **shared)
+    else:
+        run = Run(typing.cast(str, options.run))
+        folder = Path(options.out or run.folder)
+        study = study_run(run, **shared)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(study.markdown())
+    write_text(folder / "solvers.md", study.markdown())
+    write_text(folder / "solvers.csv", study.comparison.csv())
+    solver_comparison(study.comparison, folder / "solvers.png")
+    print(f"wrote solvers.md, solvers.csv and solvers.png to {folder}")
 
 
 def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:

@@ -13,6 +13,10 @@ import numpy as np
 from .agents.base import Agent, State
 from .agents.floq import Floq
 from .agents.fql import FQL
+from .agents.ifql import IFQL
+from .agents.iql import IQL
+from .agents.iqn import IQN
+from .agents.rebrac import ReBRAC
 from .networks import (
     MLP,
     AbstractNetwork,
@@ -32,8 +36,8 @@ def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Age
     - `params`: from flax parameter path, such as `modules_floq/mlp/Dense_0/kernel`, to array.
         Kernels are `[in, out]`, with a leading axis for the members of an ensemble.
     - `config`: the reference's configuration; `agent_name` says which agent. Besides what the
-        reference itself keeps there it needs `ob_dims` and `action_dim` and, for floq, the
-        dataset's rewards `r_min` and `r_max`.
+        reference itself keeps there it needs, for floq, the dataset's rewards `r_min` and
+        `r_max`.
 
     **Returns:** the agent with the configuration's hyperparameters, and a state with these
     parameters and targets, a fresh optimiser and no updates.
@@ -53,7 +57,7 @@ def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Age
             "imported, only those with encoder=None."
         )
     reference = _REFERENCES[name]
-    observation_size, action_size = int(config["ob_dims"][0]), int(config["action_dim"])
+    observation_size, action_size = _sizes(config, params)
     agent = dataclasses.replace(reference.make(config, params), action_size=action_size)
     template = agent.init(observation_size, action_size, key=jax.random.key(0))
 
@@ -63,6 +67,18 @@ def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Age
         tree = eqx.tree_at(where, tree, arrays.network(where(tree), prefix))
     arrays.raise_problems()
     return agent, agent.fresh_state(*tree)
+
+
+def _sizes(config: "_Config", params: Mapping[str, Any]) -> tuple[int, int]:
+    """Of observations and actions: the configuration's, or else, since some references do not keep
+    them there, those of a layer that sees the observation alone and of a Gaussian's mean.
+    """
+    paths = ("modules_value/value_net/Dense_0/kernel", "modules_actor/actor_net/Dense_0/kernel")
+    seen = [np.shape(params[path])[0] for path in paths if np.ndim(params.get(path)) == 2]
+    mean = np.shape(params.get("modules_actor/mean_net/bias"))
+    observation_size = seen[0] if seen and "ob_dims" not in config else config["ob_dims"][0]
+    action_size = mean[0] if mean and "action_dim" not in config else config["action_dim"]
+    return int(observation_size), int(action_size)
 
 
 class _Config(dict):
@@ -81,8 +97,12 @@ class _Arrays:
     def network(self, network: AbstractNetwork, prefix: str) -> AbstractNetwork:
         """`network` with the parameters below `prefix`."""
         if isinstance(network, MLP):
-            hidden = tuple(self.layer(m, prefix, index) for index, m in enumerate(network.hidden))
-            new = (hidden, self.linear(network.output, f"{prefix}/Dense_{len(hidden)}"))
+            # A Gaussian's network has its hidden layers and its mean apart.
+            gaussian = prefix.endswith("actor")
+            below = f"{prefix}/actor_net" if gaussian else prefix
+            hidden = tuple(self.layer(m, below, index) for index, m in enumerate(network.hidden))
+            last = f"{prefix}/mean_net" if gaussian else f"{prefix}/Dense_{len(hidden)}"
+            new = (hidden, self.linear(network.output, last))
             return eqx.tree_at(lambda n: (n.hidden, n.output), network, new)
         if not isinstance(network, ResidualMLP):
             raise TypeError(f"The references have no network like {type(network).__name__}.")
@@ -152,7 +172,7 @@ def _critic_network(config: _Config, hidden_sizes: tuple[int, ...] | None) -> Ne
     """A residual network without `hidden_sizes`."""
     norm = {
         "layer_norm": bool(config["layer_norm"]),
-        "norm_first": not config["activate_before_layernorm"],
+        "norm_first": not config.get("activate_before_layernorm", True),
     }
     if hidden_sizes is not None:
         return MLPConfig(hidden_sizes=hidden_sizes, **norm)
@@ -164,19 +184,34 @@ def _critic_network(config: _Config, hidden_sizes: tuple[int, ...] | None) -> Ne
     )
 
 
-def _shared(config: _Config) -> dict[str, Any]:
+def _mlp_actor(config: _Config) -> MLPConfig:
+    return MLPConfig(
+        hidden_sizes=tuple(config["actor_hidden_dims"]),
+        layer_norm=bool(config["actor_layer_norm"]),
+        norm_first=not config.get("activate_before_layernorm", True),
+    )
+
+
+def _gaussian_actor(config: _Config) -> MLPConfig:
+    scale = config.get("actor_fc_scale", 0.01)
+    return dataclasses.replace(_mlp_actor(config), output_scale=float(scale))
+
+
+def _td(config: _Config) -> dict[str, Any]:
+    """What every reference with a critic has."""
     return {
         "learning_rate": config["lr"],
         "target_rate": config["tau"],
         "discount": config["discount"],
+    }
+
+
+def _fql_policy(config: _Config) -> dict[str, Any]:
+    return _td(config) | {
         "alpha": config["alpha"],
         "aggregation": config["q_agg"],
         "normalise_q": config["normalize_q_loss"],
-        "actor": MLPConfig(
-            hidden_sizes=tuple(config["actor_hidden_dims"]),
-            layer_norm=bool(config["actor_layer_norm"]),
-            norm_first=not config["activate_before_layernorm"],
-        ),
+        "actor": _mlp_actor(config),
     }
 
 
@@ -185,7 +220,7 @@ def _floq(config: _Config, params: Mapping[str, Any]) -> Floq:
     field = None if residual else _hidden_sizes(params, "modules_floq/mlp")
     critic = _hidden_sizes(params, "modules_critic/value_net")
     return Floq(
-        **_shared(config),
+        **_fql_policy(config),
         reward_min=config["r_min"],
         reward_max=config["r_max"],
         noise_coverage=config["noise_coverage"],
@@ -221,16 +256,83 @@ def _hidden_sizes(params: Mapping[str, Any], prefix: str) -> tuple[int, ...]:
 def _fql(config: _Config, params: Mapping[str, Any]) -> FQL:
     hidden = _hidden_sizes(params, "modules_critic/value_net")
     return FQL(
-        **_shared(config),
+        **_fql_policy(config),
         ensemble_size=config["value_num_ensembles"],
         flow_steps=config["flow_steps"],
         critic=_critic_network(config, None if config["use_resnets"] else hidden),
     )
 
 
+def _iqn(config: _Config, params: Mapping[str, Any]) -> IQN:
+    if not config["embed_quantile"]:
+        raise ValueError("config['embed_quantile'] is False: only embedded levels can be imported.")
+    return IQN(
+        **_fql_policy(config),
+        num_noise=config["num_tau_samples"],
+        num_terms=config["quantile_embed_dim"],
+        ensemble_size=_members(params, "modules_critic/value_net"),
+        flow_steps=config["flow_steps"],
+        critic=_critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
+    )
+
+
+def _members(params: Mapping[str, Any], prefix: str) -> int:
+    """The size of the ensemble below `prefix`, by its first bias."""
+    bias = params.get(f"{prefix}/Dense_0/bias")
+    return int(np.shape(bias)[0]) if np.ndim(bias) == 2 else 2
+
+
+def _iql(config: _Config, params: Mapping[str, Any]) -> IQL:
+    if not config["const_std"]:
+        raise ValueError("config['const_std'] is False: only unit deviations can be imported.")
+    return IQL(
+        **_td(config),
+        expectile=config["expectile"],
+        extraction=config["actor_loss"],
+        alpha=config["alpha"],
+        critic=_critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
+        actor=_gaussian_actor(config),
+    )
+
+
+def _ifql(config: _Config, params: Mapping[str, Any]) -> IFQL:
+    return IFQL(
+        **_td(config),
+        expectile=config["expectile"],
+        num_candidates=config["num_samples"],
+        flow_steps=config["flow_steps"],
+        critic=_critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
+        actor=_mlp_actor(config),
+    )
+
+
+def _rebrac(config: _Config, params: Mapping[str, Any]) -> ReBRAC:
+    if not config["tanh_squash"]:
+        raise ValueError("config['tanh_squash'] is False: only squashed actors can be imported.")
+    return ReBRAC(
+        **_td(config),
+        alpha_actor=config["alpha_actor"],
+        alpha_critic=config["alpha_critic"],
+        actor_every=config["actor_freq"],
+        actor_noise=config["actor_noise"],
+        actor_noise_clip=config["actor_noise_clip"],
+        critic=_critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
+        actor=_gaussian_actor(config),
+    )
+
+
 _POLICY: dict[str, Callable[[Any], AbstractNetwork]] = {
     "modules_actor_bc_flow/mlp": lambda tree: tree[0].policy.flow.network,
     "modules_actor_onestep_flow/mlp": lambda tree: tree[0].policy.actor.network,
+}
+_CRITIC: dict[str, Callable[[Any], AbstractNetwork]] = {
+    "modules_critic/value_net": lambda tree: tree[0].critic.network,
+    "modules_target_critic/value_net": lambda tree: tree[1].network,
+}
+_IMPLICIT_VALUES: dict[str, Callable[[Any], AbstractNetwork]] = {
+    "modules_critic/value_net": lambda tree: tree[0].values.critic.network,
+    "modules_target_critic/value_net": lambda tree: tree[1].network,
+    "modules_value/value_net": lambda tree: tree[0].values.value.network,
 }
 _REFERENCES = {
     "floq": _Reference(
@@ -242,12 +344,21 @@ _REFERENCES = {
             **_POLICY,
         },
     ),
-    "fql": _Reference(
-        _fql,
+    "fql": _Reference(_fql, {**_CRITIC, **_POLICY}),
+    "fqliqn": _Reference(_iqn, {**_CRITIC, **_POLICY}),
+    "iql": _Reference(
+        _iql, {**_IMPLICIT_VALUES, "modules_actor": lambda tree: tree[0].actor.network}
+    ),
+    "ifql": _Reference(
+        _ifql, {**_IMPLICIT_VALUES, "modules_actor_flow/mlp": lambda tree: tree[0].flow.network}
+    ),
+    "rebrac": _Reference(
+        _rebrac,
         {
             "modules_critic/value_net": lambda tree: tree[0].critic.network,
-            "modules_target_critic/value_net": lambda tree: tree[1].network,
-            **_POLICY,
+            "modules_target_critic/value_net": lambda tree: tree[1].critic.network,
+            "modules_actor": lambda tree: tree[0].actor.network,
+            "modules_target_actor": lambda tree: tree[1].actor.network,
         },
     ),
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from ._types import Scalar
+from ._types import FloatLike, Number, Scalar
 
 
 def squared_error(
@@ -58,6 +58,45 @@ def distillation_loss(student: Float[Array, "*shape"], teacher: Float[Array, "*s
 def critic_loss(q: Float[Array, "ensemble batch"], target: Float[Array, "batch"]) -> Scalar:
     """The mean squared TD error of every member against one target, without its gradient."""
     return distillation_loss(q, jnp.broadcast_to(target[None], q.shape))
+
+
+def expectile_loss(
+    prediction: Float[Array, "*shape"], target: Float[Array, "*shape"], expectile: FloatLike
+) -> Float[Array, "*shape"]:
+    r"""$|\tau - \mathbb{1}[y < x]| (y - x)^2$ for a prediction x of y, elementwise.
+
+    Its minimum over x is the $\tau$-expectile of y: the mean at 0.5, towards the largest at 1.
+
+    Source: IQL, arXiv 2110.06169, equation 4.
+    """
+    error = squared_error(prediction, stop_gradient(target))
+    return jnp.where(target >= prediction, expectile, 1 - expectile) * error
+
+
+def quantile_loss(
+    prediction: Float[Array, "ensemble batch noise"],
+    target: Float[Array, "batch samples"],
+    quantile: Float[Array, "batch noise"],
+    *,
+    huber_threshold: Number | None = None,
+) -> Scalar:
+    r"""Every predicted quantile against every target sample, which receives no gradient.
+
+    With δ = target - prediction at level τ: |τ - 1[δ < 0]| times δ² or, with a `huber_threshold`
+    κ, times the Huber loss of δ over κ. Only the latter makes predictions quantiles; the former,
+    an expectile loss, is the released floq baseline's. Summed over levels, averaged over the rest.
+
+    Source: Dabney et al., arXiv 1806.06923, equation 3.
+    """
+    delta = stop_gradient(target)[None, :, None, :] - prediction[..., None]
+    weight = jnp.abs(quantile[None, :, :, None] - (delta < 0).astype(delta.dtype))
+    if huber_threshold is None:
+        error = delta**2
+    else:
+        size = jnp.abs(delta)
+        linear = huber_threshold * (size - 0.5 * huber_threshold)
+        error = jnp.where(size <= huber_threshold, 0.5 * delta**2, linear) / huber_threshold
+    return jnp.mean(jnp.sum(weight * error, axis=2))
 
 
 def policy_loss(q: Float[Array, "batch"], *, normalise: bool = False) -> Scalar:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Key
+from ._types import Key, Number
 
 T = TypeVar("T")
 
@@ -49,15 +49,17 @@ class Layer(eqx.Module):
         return jax.nn.gelu(norm(h)) if self.norm_first else norm(jax.nn.gelu(h))
 
 
-def dense(in_size: int, out_size: int, *, key: Key) -> eqx.nn.Linear:
-    """`eqx.nn.Linear` with a variance-scaling(1, fan_avg, uniform) kernel and a zero bias.
+def dense(in_size: int, out_size: int, *, scale: Number = 1.0, key: Key) -> eqx.nn.Linear:
+    """`eqx.nn.Linear` with a variance-scaling(`scale`, fan_avg, uniform) kernel and a zero bias.
 
     **Raises:** `ValueError` unless both sizes are positive.
     """
     if in_size < 1 or out_size < 1:
         raise ValueError(f"Layer sizes must be positive, got {in_size} -> {out_size}.")
     linear = eqx.nn.Linear(in_size, out_size, key=key)
-    kernel = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=1, out_axis=0)
+    kernel = jax.nn.initializers.variance_scaling(
+        scale, "fan_avg", "uniform", in_axis=1, out_axis=0
+    )
     new = (kernel(key, linear.weight.shape, linear.weight.dtype), jnp.zeros((out_size,)))
     return eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
 
@@ -90,6 +92,7 @@ class MLP(AbstractNetwork):
         *,
         layer_norm: bool = False,
         norm_first: bool = False,
+        output_scale: Number = 1.0,
         key: Key,
     ):
         """**Arguments:**
@@ -97,6 +100,7 @@ class MLP(AbstractNetwork):
         - `in_size`, `hidden_sizes`, `out_size`: layer sizes, each at least 1.
         - `layer_norm`: whether hidden layers are normalised.
         - `norm_first`: LayerNorm before the activation instead of after it.
+        - `output_scale`: of the last layer's initial variance.
         - `key`: for the initialisation.
         """
         sizes = (in_size, *hidden_sizes)
@@ -105,7 +109,7 @@ class MLP(AbstractNetwork):
             Layer(i, o, layer_norm=layer_norm, norm_first=norm_first, key=k)
             for i, o, k in zip(sizes[:-1], sizes[1:], keys[:-1], strict=True)
         )
-        self.output = dense(sizes[-1], out_size, key=keys[-1])
+        self.output = dense(sizes[-1], out_size, scale=output_scale, key=keys[-1])
 
     def features(self, x: Float[Array, "in_size"]) -> Float[Array, "width"]:
         for layer in self.hidden:
@@ -182,6 +186,7 @@ class MLPConfig:
     hidden_sizes: tuple[int, ...] = (512, 512, 512, 512)
     layer_norm: bool = False
     norm_first: bool = False
+    output_scale: Number = 1.0
 
     def build(self, in_size: int, out_size: int, *, key: Key) -> AbstractNetwork:
         """A freshly initialised network."""
@@ -191,6 +196,7 @@ class MLPConfig:
             out_size,
             layer_norm=self.layer_norm,
             norm_first=self.norm_first,
+            output_scale=self.output_scale,
             key=key,
         )
 

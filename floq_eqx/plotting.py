@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .analysis.solvers import SolverComparison
 from .data.ogbench import finish, unfinished
 from .training import Run
 
@@ -52,6 +53,53 @@ def learning_curves(
     return _save(figure, Path(path))
 
 
+def solver_comparison(comparison: SolverComparison, path: str | os.PathLike[str]) -> Path:
+    """Draws error and ranking agreement of each configuration against evaluations of the field.
+
+    A line a solver with equal steps, crosses for adaptive steps, and rings around the Pareto front
+    of mean error and evaluations. Failed configurations and those whose evaluations are not known
+    are left out.
+
+    **Arguments:** the `comparison`, and the figure's `path`, whose suffix decides the format.
+
+    **Returns:** the path.
+
+    **Raises:** `ValueError` if there is nothing to draw, and for an unknown format.
+    """
+    known = [row for row in comparison.rows if row.evaluations + row.mean_error < float("inf")]
+    if not known:
+        raise ValueError("Nothing to plot: every configuration failed.")
+    figure, (left, right) = _axes(2)
+    front = comparison.pareto()
+    for axes, metric in ((left, "mean_error"), (right, "kendall_tau")):
+        kinds = dict.fromkeys(row.name.split(" tol=")[0].split(" K=")[0] for row in known)
+        for index, kind in enumerate(kinds):
+            color = f"C{index}"
+            equal = [row for row in known if row.name.startswith(f"{kind} K=")]
+            adaptive = [row for row in known if row.name.startswith(f"{kind} tol=")]
+            for rows, style in ((equal, {"marker": "."}), (adaptive, {"marker": "x", "ls": ":"})):
+                x = [row.evaluations for row in rows]
+                y = [getattr(row, metric) for row in rows]
+                label = f"{kind}{' adaptive' if rows is adaptive else ''}"
+                if rows:
+                    axes.plot(x, y, color=color, label=label, **style)
+        axes.scatter(
+            [row.evaluations for row in front],
+            [getattr(row, metric) for row in front],
+            s=70,
+            facecolors="none",
+            edgecolors="black",
+            label="Pareto front",
+        )
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("evaluations of the field")
+    left.set_yscale("log")
+    left.set_ylabel("mean error of Q")
+    right.set_ylabel("Kendall's τ with the reference")
+    right.legend(fontsize="x-small")
+    return _save(figure, Path(path))
+
+
 def _interval(row: dict[str, float], metric: str) -> tuple[float, float]:
     count, mean = row["episodes"], row[metric]
     if metric != "success":
@@ -63,15 +111,16 @@ def _interval(row: dict[str, float], metric: str) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def _axes() -> tuple[Any, Any]:
+def _axes(columns: int = 1) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6 if columns == 1 else 5 * columns, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for one in axes:
+        one.grid(alpha=0.3)
+    return figure, axes[0] if columns == 1 else axes
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq_eqx import interop
-from floq_eqx.agents import FloqNoise, FqlNoise
+from floq_eqx.agents import FloqNoise, FqlNoise, IfqlNoise, IqnNoise, RebracNoise
 from floq_eqx.data import Batch
 
 DATA = Path(__file__).parent / "data"
@@ -29,8 +29,23 @@ METRICS = {
     "actor/q_loss": "q_loss",
     "actor/q": "actor_q",
     "total_loss": "loss",
+    "critic/q_mean": "q",
+    "critic/q_min": "q_min",
+    "critic/q_max": "q_max",
+    "value/value_loss": "value_loss",
+    "value/v_mean": "v",
+    "value/v_min": "v_min",
+    "value/v_max": "v_max",
+    "actor/adv": "advantage",
+    "actor/bc_log_prob": "log_prob",
+    "actor/bc_loss": "bc_loss",
+    "actor/q_mean": "actor_q",
+    "actor/mse": "action_error",
 }
-WITHOUT_COUNTERPART = {"actor/mse"}
+# ReBRAC's release calls the whole actor's loss `total_loss`, and its Q term `actor_loss`.
+REBRAC_METRICS = METRICS | {"actor/total_loss": "actor_loss", "actor/actor_loss": "q_loss"}
+# The deviation is 1 by construction; the size of Q only normalises it.
+WITHOUT_COUNTERPART = {"actor/std", "actor/q_abs_mean"}
 
 
 class Reference:
@@ -40,7 +55,12 @@ class Reference:
         with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
             self.arrays = {key: file[key] for key in file.files}
         self.config = json.loads(str(self.arrays.pop("config")))
-        self.is_floq = self.config["agent_name"] == "floq"
+        self.name = self.config["agent_name"]
+        self.metrics = REBRAC_METRICS if self.name == "rebrac" else METRICS
+        # For FQL's policy `mse` is that of an action drawn with noise of its own.
+        self.ignored = WITHOUT_COUNTERPART | (
+            {"actor/mse"} if self.name in ("floq", "fql", "fqliqn") else set()
+        )
 
     def below(self, prefix: str) -> dict[str, np.ndarray]:
         start = prefix + "/"
@@ -52,18 +72,34 @@ class Reference:
 
     def batch(self, update: int) -> Batch:
         arrays = self.below(f"batch{update}")
-        names = ("observations", "actions", "rewards", "masks", "next_observations")
+        names = ["observations", "actions", "rewards", "masks", "next_observations"]
+        names += ["next_actions"] if "next_actions" in arrays else []
         return Batch(*(jnp.asarray(arrays[name]) for name in names))
 
-    def noise(self, update: int) -> FloqNoise | FqlNoise:
+    def noise(self, update: int):
         draws = {k: jnp.asarray(v) for k, v in self.below(f"draws{update}").items()}
+        if self.name == "iql":
+            return None
+        if self.name == "rebrac":
+            return RebracNoise(draws["00_normal"])
+        if self.name == "ifql":
+            return IfqlNoise(draws["00_normal"], draws["01_uniform"][:, 0])
         shared = {
             "bc_action": draws["bc_x0"],
             "bc_time": draws["bc_t"][:, 0],
             "actor": draws["distill_noise"],
         }
-        if not self.is_floq:
+        if self.name == "fql":
             return FqlNoise(next_action=draws["next_action_noise"], **shared)
+        if self.name == "fqliqn":
+            levels = (self.config["batch_size"], self.config["num_tau_samples"])
+            return IqnNoise(
+                next_action=draws["next_action_noise"].reshape(*levels, -1),
+                next_quantile=draws["tau_prime"].reshape(levels),
+                quantile=draws["tau"].reshape(levels),
+                actor_quantile=draws["actor_tau"].reshape(levels),
+                **shared,
+            )
         samples = (self.config["batch_size"], self.config["noise_samples"])
         return FloqNoise(
             next_action=draws["next_action_noise"].reshape(*samples, -1),

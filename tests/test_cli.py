@@ -1,6 +1,8 @@
 """The program: every command, what it prints, and its exit status."""
 
+import csv
 import fcntl
+import math
 import os
 import pty
 import re
@@ -10,10 +12,12 @@ import subprocess
 import sys
 import termios
 
+import diffrax
 import pytest
 
 from floq_eqx import cli
 from floq_eqx.agents import AGENTS
+from floq_eqx.analysis import solver_study, solvers
 from floq_eqx.evaluation import record
 from floq_eqx.training import Run
 
@@ -359,3 +363,68 @@ def test_progress_is_for_terminals(data, tmp_path):
     assert "10/10" in shown.decode()
     assert "update/s" in shown.decode()
     assert "10/10" not in out
+
+
+# --------------------------------------------------------------------------------------- solvers
+
+QUICK = ["--num-steps", "1", "2", "--tolerances", "0.1", "--observations", "3", "--candidates", "3"]
+
+
+@pytest.fixture
+def few_solvers(monkeypatch):
+    """Two solvers: each of the others compiles for seconds."""
+    monkeypatch.setattr(solvers, "FIXED_SOLVERS", (diffrax.Euler(), diffrax.Heun()))
+    monkeypatch.setattr(solver_study, "FIXED_SOLVERS", (diffrax.Euler(), diffrax.Heun()))
+
+
+@pytest.mark.usefixtures("few_solvers")
+def test_solvers_on_a_run(capsys, run, tmp_path):
+    folder, _ = run
+    status, out, err = floq(capsys, "solvers", str(folder), *QUICK, "--out", str(tmp_path))
+    if "field" not in Run(folder).config.to_plain()["hyperparameters"]:
+        assert status == 1
+        assert "has no flow critic" in err
+        return
+    assert status == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "solvers.md",
+        "solvers.csv",
+        "solvers.png",
+    }
+    assert "| Euler K=2 | 2 |" in out.replace("**", "")
+    assert (tmp_path / "solvers.md").read_text() in out
+    assert "update 10" in out
+    with (tmp_path / "solvers.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert not [row["failure"] for row in rows.values() if row["failure"]]
+    assert math.isnan(float(rows["Euler K=2"]["exact_error"]))
+    assert {path.name for path in folder.iterdir()} >= {"config.json"}
+
+
+@pytest.mark.usefixtures("few_solvers")
+def test_solvers_on_a_problem(capsys, tmp_path):
+    words = ["solvers", "--problem", "walk", *QUICK, "--num-updates", "5", "--out", str(tmp_path)]
+    status, out, err = floq(capsys, *words)
+    assert status == 0, err
+    assert "after 5 updates" in out
+    assert "RMSE of the exactly integrated field to the exact Q" in out
+    assert "Observed order of convergence: Euler " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "one of the two"),
+        (["a", "--problem", "lqr"], "one of the two"),
+        (["nowhere"], "holds no run"),
+        (["--problem", "lqr", "--candidates", "1", "--num-updates", "1"], "at least 2 candidates"),
+        (["--problem", "lqr", "--num-updates", "0"], "num_updates must be"),
+        (["--problem", "lqr", "--observations", "0"], "num_observations must be"),
+    ],
+)
+def test_solvers_refuses(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = floq(capsys, "solvers", *words)
+    assert status == 1
+    assert message in err
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from floq_eqx.agents import integrate_actions
 from floq_eqx.critics import member_values
 from floq_eqx.velocity import member_velocities
 
-from .reference import FILES, METRICS, WITHOUT_COUNTERPART, Reference
+from .reference import FILES, Reference
 
 FLOQ_FILES = [name for name in FILES if name.startswith("floq")]
 
@@ -49,12 +49,12 @@ def test_losses_metrics_and_parameters_of_three_updates(reference):
     for number in range(3):
         state, metrics = update(state, reference.batch(number), reference.noise(number))
         info = reference.below(f"info{number}")
-        assert set(info) <= set(METRICS) | WITHOUT_COUNTERPART
+        assert set(info) <= set(reference.metrics) | reference.ignored
         for name, value in info.items():
-            if name not in WITHOUT_COUNTERPART:
-                assert metrics[METRICS[name]] == pytest.approx(float(value), rel=1e-5, abs=1e-6), (
-                    name
-                )
+            if name not in reference.ignored:
+                # The released flow loss of FQL with quantiles is not reduced.
+                ours, theirs = metrics[reference.metrics[name]], float(value.mean())
+                assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), name
     _, expected = reference.load("params3")
     for part in ("params", "targets"):
         leaves = zip(

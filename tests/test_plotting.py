@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from floq_eqx import plotting
+from floq_eqx.analysis import SolverComparison, SolverRow
 from floq_eqx.plotting import learning_curves
 from floq_eqx.training import Run
 
@@ -99,3 +100,29 @@ def test_matplotlib_is_imported_late():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "[]\n"
+
+
+def test_solver_comparison_figure(tmp_path, monkeypatch):
+    figures = []
+    save = plotting._save
+    monkeypatch.setattr(plotting, "_save", lambda f, path: (figures.append(f), save(f, path))[1])
+    rows = [
+        SolverRow("Euler K=1", 1.0, 1.0, 1e-3, 1.0, 0.5, 1.0, kendall_tau=0.5),
+        SolverRow("Euler K=8", 8.0, 8.0, 1e-3, 1.0, 0.1, 1.0, kendall_tau=0.9),
+        SolverRow("Heun K=4", 8.0, 8.0, 1e-3, 1.0, 0.05, 1.0, kendall_tau=0.95),
+        SolverRow("Heun tol=0.1", 9.0, 9.0, 1e-3, 1.0, 0.2, 1.0, kendall_tau=0.8),
+        SolverRow("Dopri8 K=1", failure="it failed"),
+    ]
+    path = plotting.solver_comparison(SolverComparison(tuple(rows)), tmp_path / "solvers.png")
+    assert path.stat().st_size > 5000
+    left, right = figures[0].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
+    assert drawn == {
+        "Euler": [[1, 0.5], [8, 0.1]],
+        "Heun": [[8, 0.05]],
+        "Heun adaptive": [[9, 0.2]],
+    }
+    assert left.collections[0].get_offsets().tolist() == [[1, 0.5], [8, 0.05]]
+    assert right.lines[0].get_ydata().tolist() == [0.5, 0.9]
+    with pytest.raises(ValueError, match="every configuration failed"):
+        plotting.solver_comparison(SolverComparison(tuple(rows[-1:])), tmp_path / "none.png")

@@ -489,7 +489,7 @@ def test_killed_at_several_moments(start, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     # Moments on the way, and then a random part of the time that a few updates take.
     moments = [folder / "config.json", folder / "train.csv"]
-    moments += [folder / "checkpoints" / str(step) for step in (15, 40, 65, 90)]
+    moments += [folder / "checkpoints" / str(step) for step in (40, 90)]
     rng = random.Random(0)
     killed = 0
     for moment in moments:
@@ -499,7 +499,7 @@ def test_killed_at_several_moments(start, uninterrupted, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
-    assert killed >= 5
+    assert killed >= 3
     process = start(folder)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")

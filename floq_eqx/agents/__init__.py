@@ -1,15 +1,35 @@
 """Algorithms: each a frozen module of hyperparameters around pure functions of its state."""
 
-from .base import Agent as Agent, State as State, average as average, frozen as frozen
+from .base import (
+    Agent as Agent,
+    State as State,
+    average as average,
+    best_of as best_of,
+    frozen as frozen,
+)
+from .bc import BC as BC, BCFlow as BCFlow, BcFlowNoise as BcFlowNoise
 from .floq import Floq as Floq, FloqNoise as FloqNoise, FloqParams as FloqParams
 from .flow_policy import (
     FlowPolicy as FlowPolicy,
     FlowPolicyAgent as FlowPolicyAgent,
     FlowPolicyNoise as FlowPolicyNoise,
+    behavioural_flow_loss as behavioural_flow_loss,
     flow_policy_loss as flow_policy_loss,
     integrate_actions as integrate_actions,
 )
 from .fql import FQL as FQL, FqlNoise as FqlNoise, FqlParams as FqlParams
+from .ifql import IFQL as IFQL, IfqlNoise as IfqlNoise, IfqlParams as IfqlParams
+from .implicit_values import (
+    ImplicitValues as ImplicitValues,
+    implicit_values_loss as implicit_values_loss,
+)
+from .iql import IQL as IQL, IqlParams as IqlParams
+from .iqn import IQN as IQN, IqnNoise as IqnNoise, IqnParams as IqnParams
+from .rebrac import (
+    ReBRAC as ReBRAC,
+    RebracNoise as RebracNoise,
+    RebracParams as RebracParams,
+)
 from .registry import (
     AGENTS as AGENTS,
     SOLVERS as SOLVERS,

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
 import equinox as eqx
@@ -12,9 +13,21 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import Action, FloatLike, Key, Metrics, Number, Observation, Scalar
 from ..data.transitions import Batch
+from ..targets import Aggregation
 
 Noise = Any
 T = TypeVar("T")
+
+# What hyperparameters of these names may be, whichever agent has them; the last says whether the
+# upper end is excluded.
+_RANGES = {
+    "learning_rate": (0, float("inf"), False),
+    "target_rate": (0, 1, False),
+    "discount": (0, 1, True),
+    "alpha": (0, float("inf"), False),
+    "expectile": (0, 1, True),
+}
+_COUNTS = ("decay_updates", "ensemble_size", "flow_steps", "num_noise", "num_candidates")
 
 
 class State(eqx.Module):
@@ -47,7 +60,15 @@ class Agent(eqx.Module):
     action_size: eqx.AbstractVar[int | None]
     learning_rate: eqx.AbstractVar[FloatLike]
     decay_updates: eqx.AbstractVar[int | None]
-    target_rate: eqx.AbstractVar[FloatLike]
+
+    def __check_init__(self):
+        for name, (low, high, open_high) in _RANGES.items():
+            if hasattr(self, name):
+                check_range(name, getattr(self, name), low, high, open_high=open_high)
+        counts = {name: getattr(self, name) for name in _COUNTS if hasattr(self, name)}
+        check_sizes(**{name: count for name, count in counts.items() if count is not None})
+        if hasattr(self, "aggregation"):
+            check_choice("aggregation", self.aggregation, Aggregation)  # pyright: ignore
 
     @abc.abstractmethod
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
@@ -65,8 +86,10 @@ class Agent(eqx.Module):
         """The loss whose gradient in `params` moves them, and metrics; nothing in it is random."""
 
     @abc.abstractmethod
-    def averaged(self, params: Any) -> Any:
-        """The part of `params` that `targets` average."""
+    def next_targets(self, state: State) -> Any:
+        """The targets after an update, from the state before it: as in the released code, they
+        take in the parameters from before the step.
+        """
 
     @abc.abstractmethod
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
@@ -101,20 +124,24 @@ class Agent(eqx.Module):
             )
 
     def update(self, state: State, batch: Batch, noise: Noise) -> tuple[State, Metrics]:
-        """One step of Adam on `loss`, and one of the target average.
-
-        The average takes in the parameters from before the step, as in the released code.
+        """One step of Adam on `loss`, and one of the targets.
 
         **Returns:** the new state, and the metrics of the loss.
         """
-        grad = eqx.filter_value_and_grad(self.loss, has_aux=True)
-        (_, metrics), grads = grad(state.params, state.targets, batch, noise)
+        return self.descend(state, lambda params: self.loss(params, state.targets, batch, noise))
+
+    def descend(
+        self, state: State, objective: Callable[[Any], tuple[Scalar, Metrics]]
+    ) -> tuple[State, Metrics]:
+        """What `update` does, for any function of the parameters."""
+        grad = eqx.filter_value_and_grad(objective, has_aux=True)
+        (_, metrics), grads = grad(state.params)
         # Optax raises a float to an integer count, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = self.optimiser().update(grads, state.opt_state)
         return State(
             params=eqx.apply_updates(state.params, updates),
-            targets=average(state.targets, self.averaged(state.params), self.target_rate),
+            targets=self.next_targets(state),
             opt_state=opt_state,
             step=state.step + 1,
         ), metrics
@@ -139,6 +166,13 @@ class Agent(eqx.Module):
 def average(slow: T, fast: T, rate: FloatLike) -> T:
     """`rate * fast + (1 - rate) * slow`, leaf by leaf: the exponential average of targets."""
     return jax.tree.map(lambda s, f: rate * f + (1 - rate) * s, slow, fast)
+
+
+def best_of(
+    action: Float[Array, "candidate action"], value: Float[Array, "candidate"]
+) -> Float[Array, "action"]:
+    """The candidate of the highest value: what extracts a policy without training one."""
+    return action[jnp.argmax(value)]
 
 
 def frozen(tree: T) -> T:

@@ -26,7 +26,7 @@ from ..networks import MLPConfig, NetworkConfig, ensemble
 from ..paths import linear_path
 from ..targets import Aggregation, Backup, aggregate, flow_td_target
 from ..velocity import EndpointVelocity, ValueVelocity, member_velocities
-from .base import State, check_choice, check_range, check_sizes, frozen
+from .base import State, average, best_of, check_choice, check_range, check_sizes, frozen
 from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise
 
 ValueEmbedding: TypeAlias = Literal["hl_gauss", "rescaled"]
@@ -132,21 +132,8 @@ class Floq(FlowPolicyAgent):
     actor: NetworkConfig = eqx.field(static=True, default=MLPConfig())
 
     def __check_init__(self):
-        check_range("learning_rate", self.learning_rate, 0)
-        check_sizes(decay_updates=1 if self.decay_updates is None else self.decay_updates)
-        check_range("target_rate", self.target_rate, 0, 1)
-        check_range("discount", self.discount, 0, 1, open_high=True)
-        check_range("alpha", self.alpha, 0)
         check_range("noise_coverage", self.noise_coverage, 0)
-        check_sizes(
-            num_noise=self.num_noise,
-            num_steps=self.num_steps,
-            ensemble_size=self.ensemble_size,
-            distilled_size=self.distilled_size,
-            num_candidates=self.num_candidates,
-            flow_steps=self.flow_steps,
-        )
-        check_choice("aggregation", self.aggregation, Aggregation)
+        check_sizes(num_steps=self.num_steps, distilled_size=self.distilled_size)
         check_choice("backup", self.backup, Backup)
         check_choice("prediction", self.prediction, Prediction)
         check_choice("extraction", self.extraction, Extraction)
@@ -305,8 +292,8 @@ class Floq(FlowPolicyAgent):
         z0 = self.initial_value(noise.value)
         return jnp.mean(self.integrate(params.field, z0, observation, action), axis=(0, 2))
 
-    def averaged(self, params: FloqParams) -> ValueVelocity:
-        return params.field
+    def next_targets(self, state: State) -> ValueVelocity:
+        return average(state.targets, state.params.field, self.target_rate)
 
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         params = state.params
@@ -323,4 +310,4 @@ class Floq(FlowPolicyAgent):
             jnp.broadcast_to(observation, (self.num_candidates, *observation.shape)),
             action,
         )
-        return action[jnp.argmax(jnp.mean(value, axis=(0, 2)))]
+        return best_of(action, jnp.mean(value, axis=(0, 2)))

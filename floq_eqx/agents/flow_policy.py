@@ -68,6 +68,18 @@ def integrate_actions(
     return jnp.clip(solution.value, -1, 1)
 
 
+def behavioural_flow_loss(
+    flow: ActionVelocity,
+    batch: Batch,
+    x0: Float[Array, "batch action"],
+    time: Float[Array, "batch"],
+) -> Scalar:
+    """Flow matching from noise to the actions of the data."""
+    path = linear_path(x0, batch.action, time)
+    velocity = action_velocities(flow, path.t, path.xt, batch.observation)
+    return flow_matching_loss(velocity, path.velocity)
+
+
 def flow_policy_loss(
     policy: FlowPolicy,
     q: Callable[[Float[Array, "batch action"]], Float[Array, "batch"]],
@@ -92,10 +104,7 @@ def flow_policy_loss(
 
     **Returns:** the loss, and its terms as metrics.
     """
-    path = linear_path(noise.bc_action, batch.action, noise.bc_time)
-    velocity = action_velocities(policy.flow, path.t, path.xt, batch.observation)
-    flow_loss = flow_matching_loss(velocity, path.velocity)
-
+    flow_loss = behavioural_flow_loss(policy.flow, batch, noise.bc_action, noise.bc_time)
     cloned = integrate_actions(
         frozen(policy.flow), noise.actor, batch.observation, num_steps=num_steps
     )

@@ -14,7 +14,7 @@ from ..data.transitions import Batch
 from ..losses import critic_loss, squared_error
 from ..networks import MLPConfig, NetworkConfig, ensemble
 from ..targets import Aggregation, aggregate, td_target
-from .base import State, check_choice, check_range, check_sizes
+from .base import State, average
 from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise
 
 
@@ -64,15 +64,6 @@ class FQL(FlowPolicyAgent):
     critic: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
     actor: NetworkConfig = eqx.field(static=True, default=MLPConfig())
 
-    def __check_init__(self):
-        check_range("learning_rate", self.learning_rate, 0)
-        check_sizes(decay_updates=1 if self.decay_updates is None else self.decay_updates)
-        check_range("target_rate", self.target_rate, 0, 1)
-        check_range("discount", self.discount, 0, 1, open_high=True)
-        check_range("alpha", self.alpha, 0)
-        check_sizes(ensemble_size=self.ensemble_size, flow_steps=self.flow_steps)
-        check_choice("aggregation", self.aggregation, Aggregation)
-
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
         self.check_init_sizes(observation_size, action_size)
         critic_key, policy_key = jax.random.split(key)
@@ -120,8 +111,8 @@ class FQL(FlowPolicyAgent):
     ) -> Float[Array, "batch"]:
         return jnp.mean(member_values(params.critic, observation, action), axis=0)
 
-    def averaged(self, params: FqlParams) -> Critic:
-        return params.critic
+    def next_targets(self, state: State) -> Critic:
+        return average(state.targets, state.params.critic, self.target_rate)
 
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         noise = jax.random.normal(key, self.action_shape())

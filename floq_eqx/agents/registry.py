@@ -9,10 +9,24 @@ import diffrax
 
 from ..networks import MLPConfig, ResidualConfig
 from .base import Agent
+from .bc import BC, BCFlow
 from .floq import Floq
 from .fql import FQL
+from .ifql import IFQL
+from .iql import IQL
+from .iqn import IQN
+from .rebrac import ReBRAC
 
-AGENTS: dict[str, type[Agent]] = {"floq": Floq, "fql": FQL}
+AGENTS: dict[str, type[Agent]] = {
+    "floq": Floq,
+    "fql": FQL,
+    "iqn": IQN,
+    "iql": IQL,
+    "ifql": IFQL,
+    "rebrac": ReBRAC,
+    "bc": BC,
+    "bc_flow": BCFlow,
+}
 """Every algorithm; adding one here adds it to the command line, the presets and the tests."""
 
 SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {

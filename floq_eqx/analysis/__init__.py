@@ -23,8 +23,15 @@ from .problems import (
     Problem as Problem,
     RandomWalk as RandomWalk,
 )
+from .solver_study import (
+    ProblemName as ProblemName,
+    SolverStudy as SolverStudy,
+    study_problem as study_problem,
+    study_run as study_run,
+)
 from .solvers import (
     FIXED_SOLVERS as FIXED_SOLVERS,
+    OverBatch as OverBatch,
     SolverComparison as SolverComparison,
     SolverConfiguration as SolverConfiguration,
     SolverRow as SolverRow,

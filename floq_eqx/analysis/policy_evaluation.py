@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,8 +12,9 @@ from jaxtyping import Array, Float, PyTree
 
 from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
 from ..agents.base import Agent, State, check_range, check_sizes, frozen
+from ..agents.floq import Floq
 from ..agents.flow_policy import FlowPolicyAgent
-from ..data.transitions import Batch
+from ..data.transitions import Batch, take
 from ..networks import AbstractNetwork
 from ..training.loop import train_seeds
 from .problems import Problem
@@ -34,8 +36,18 @@ class PolicyEvaluation(Agent):
 
     agent: FlowPolicyAgent
     problem: Problem
-    target_noise: FloatLike = 0.0
-    frozen_features: bool = eqx.field(static=True, default=False)
+    target_noise: FloatLike
+    frozen_features: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        agent: FlowPolicyAgent,
+        problem: Problem,
+        target_noise: FloatLike = 0.0,
+        frozen_features: bool = False,
+    ):
+        self.agent, self.problem = agent, problem
+        self.target_noise, self.frozen_features = target_noise, frozen_features
 
     def __check_init__(self):
         check_range("target_noise", self.target_noise, 0)
@@ -58,10 +70,6 @@ class PolicyEvaluation(Agent):
     def decay_updates(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.agent.decay_updates
 
-    @property
-    def target_rate(self) -> FloatLike:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.agent.target_rate
-
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
         state = self.agent.init(observation_size, action_size, key=key)
         params = eqx.tree_at(lambda p: p.policy, state.params, None)
@@ -83,8 +91,8 @@ class PolicyEvaluation(Agent):
         loss, _ = self.agent.critic_loss(self._complete(params), targets, batch, agent_noise)
         return loss, {"loss": loss}
 
-    def averaged(self, params: eqx.Module) -> eqx.Module:
-        return self.agent.averaged(params)
+    def next_targets(self, state: State) -> eqx.Module:
+        return self.agent.next_targets(state)
 
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         return self.problem.act(observation, jax.random.normal(key, self.action_shape()))
@@ -96,12 +104,19 @@ class PolicyEvaluation(Agent):
         action: Float[Array, "batch action"],
         *,
         key: Key,
+        num_noise: int = 32,
     ) -> Float[Array, "batch"]:
-        """The critic's Q: of the online parameters, the mean over members and noise samples."""
-        noise = self.agent.noise(len(observation), key=key)
-        return self.agent.extracted_value(self._complete(state.params), observation, action, noise)
+        """The critic's Q by the online parameters: the mean over members and `num_noise` z0.
 
-    def _complete(self, params: eqx.Module) -> eqx.Module:
+        A flow's endpoints spread over the targets that it saw, so few z0 make a noisy Q.
+        """
+        agent = self.agent
+        if isinstance(agent, Floq):
+            agent = dataclasses.replace(agent, num_noise=num_noise)
+        noise = agent.noise(len(observation), key=key)
+        return agent.extracted_value(self._complete(state.params), observation, action, noise)
+
+    def _complete(self, params: Any) -> Any:
         """The agent's parameters, with the problem as their policy."""
         return eqx.tree_at(lambda p: p.policy, params, self.problem, is_leaf=lambda x: x is None)
 
@@ -118,14 +133,19 @@ Measure = Callable[[PolicyEvaluation, State, Batch, Key], Metrics]
 """What to know of a critic: scalars, from its state and some transitions."""
 
 
-def q_error(critic: PolicyEvaluation, state: State, batch: Batch, key: Key) -> Metrics:
+def q_error(
+    critic: PolicyEvaluation, state: State, batch: Batch, key: Key, *, num_noise: int = 32
+) -> Metrics:
     """How far a critic is from the exact Q over the transitions of a batch.
+
+    `num_noise` z0 are averaged where the critic is a flow.
 
     **Returns:** `error`, the root mean square error over the standard deviation of the exact Q, so
     that predicting its mean everywhere scores 1; and `bias`, the mean error over the same.
     """
     exact = jax.vmap(critic.problem.q)(batch.observation, batch.action)
-    error = critic.value(state, batch.observation, batch.action, key=key) - exact
+    value = critic.value(state, batch.observation, batch.action, key=key, num_noise=num_noise)
+    error = value - exact
     scale = jnp.std(exact)
     return {"error": jnp.sqrt(jnp.mean(error**2)) / scale, "bias": jnp.mean(error) / scale}
 
@@ -167,7 +187,8 @@ def evaluate_policy(
 
     - `critics`: by name.
     - `data`: what they are trained on; `problem.data(size, key=key)` makes it.
-    - `held_out`: transitions that they are not trained on.
+    - `held_out`: transitions that they are not trained on. The errors on the data are those on as
+        many of its first transitions.
     - `num_updates`, `every`: how long, and how often to measure; `every` must divide it.
     - `num_seeds`: they differ in the parameters, the batches and the noise, and train side by
         side.
@@ -186,6 +207,7 @@ def evaluate_policy(
     init_keys, keys, measure_keys = (
         jax.random.split(k, num_seeds) for k in jax.random.split(key, 3)
     )
+    seen = take(data, jnp.arange(min(len(data), len(held_out))))
     curves = {}
     for name, critic in critics.items():
         sizes = critic.problem.observation_size, critic.problem.action_size
@@ -194,12 +216,12 @@ def evaluate_policy(
         else:
             state = states[name]
         measured = eqx.filter_jit(_measure_seeds)
-        rows = [measured(measure, critic, state, data, held_out, measure_keys)]
+        rows = [measured(measure, critic, state, seen, held_out, measure_keys)]
         for _ in range(num_updates // every):
             state, _ = train_seeds(
                 critic, state, data, num_updates=every, batch_size=batch_size, keys=keys
             )
-            rows.append(measured(measure, critic, state, data, held_out, measure_keys))
+            rows.append(measured(measure, critic, state, seen, held_out, measure_keys))
         start = int(state.step[0]) - num_updates
         on_data, elsewhere = jax.tree.map(lambda *x: np.stack(x, axis=1), *rows)
         steps = start + every * np.arange(len(rows))

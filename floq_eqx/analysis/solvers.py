@@ -87,7 +87,7 @@ class SolverConfiguration:
         if self.tolerance is not None:
             controller = diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance)
         return solve_flow(
-            member if self.independent else _OverBatch(member),
+            member if self.independent else OverBatch(member),
             z0,
             observation,
             action,
@@ -100,7 +100,7 @@ class SolverConfiguration:
         )
 
 
-class _OverBatch(eqx.Module):
+class OverBatch(eqx.Module):
     """A field of one example for a batch; a module, so that its parameters are seen as such."""
 
     member: AbstractValueVelocity

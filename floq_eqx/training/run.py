@@ -209,7 +209,7 @@ class Run:
             header, *rows = self._lines(name) or [""]
             kept = [row for row in rows if float(row.split(",")[0]) <= step]
             if (self.folder / name).exists():
-                _write(self.folder / name, header + "".join(kept))
+                write_text(self.folder / name, header + "".join(kept))
 
     def _lines(self, name: str) -> list[str]:
         """A table's lines, without one that was being written when the run was killed."""
@@ -366,7 +366,7 @@ def _writing(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"Cannot write {path}: {error.strerror}") from error
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a text file that appears under its name only when it is complete."""
     with _writing(path), unfinished(path) as file:
         file.write(text.encode())
@@ -374,7 +374,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_config(folder: Path, config: TrainConfig) -> None:
-    _write(folder / "config.json", json.dumps(config.to_plain(), indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config.to_plain(), indent=2) + "\n")
 
 
 def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
