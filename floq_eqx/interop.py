@@ -74,8 +74,8 @@ def _sizes(config: "_Config", params: Mapping[str, Any]) -> tuple[int, int]:
     them there, those of a layer that sees the observation alone and of a Gaussian's mean.
     """
     paths = ("modules_value/value_net/Dense_0/kernel", "modules_actor/actor_net/Dense_0/kernel")
-    seen = [np.shape(params[path])[0] for path in paths if np.ndim(params.get(path)) == 2]
-    mean = np.shape(params.get("modules_actor/mean_net/bias"))
+    seen = [np.shape(params[path])[0] for path in paths if np.ndim(params.get(path, 0)) == 2]
+    mean = np.shape(params.get("modules_actor/mean_net/bias", 0))
     observation_size = seen[0] if seen and "ob_dims" not in config else config["ob_dims"][0]
     action_size = mean[0] if mean and "action_dim" not in config else config["action_dim"]
     return int(observation_size), int(action_size)
@@ -278,7 +278,7 @@ def _iqn(config: _Config, params: Mapping[str, Any]) -> IQN:
 
 def _members(params: Mapping[str, Any], prefix: str) -> int:
     """The size of the ensemble below `prefix`, by its first bias."""
-    bias = params.get(f"{prefix}/Dense_0/bias")
+    bias = params.get(f"{prefix}/Dense_0/bias", 0)
     return int(np.shape(bias)[0]) if np.ndim(bias) == 2 else 2
 
 

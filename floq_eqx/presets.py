@@ -3,9 +3,11 @@
 Sources: floq, arXiv 2509.06863, appendix C; FQL, arXiv 2502.02538, table 5.
 """
 
+import dataclasses
 from typing import Any, Literal, TypeAlias
 
-from .agents.registry import from_plain, nearest
+from .agents.flow_policy import FlowPolicyAgent
+from .agents.registry import AGENTS, from_plain, nearest
 from .data import parse_name
 from .training import TrainConfig
 
@@ -67,21 +69,28 @@ def paper(agent: str, environment: str) -> TrainConfig:
 
 
 def laptop(agent: str, environment: str) -> TrainConfig:
-    """A small configuration: minutes on two cores, on 100 episodes that are collected first."""
-    critic = {"kind": "mlp", "hidden_sizes": [128, 128], "layer_norm": True}
+    """A small configuration: minutes on two cores, on 100 episodes that are collected first.
+
+    Tuned for floq on cube-single; other agents get the same sizes and schedule.
+    """
     settings: dict[str, Any] = {
-        "alpha": 300.0,
         "learning_rate": 1e-3,
         "decay_updates": 30_000,
         "target_rate": 0.01,
-        "critic": critic,
-        "actor": {"kind": "mlp", "hidden_sizes": [256, 256]},
+        "num_noise": 1,
+        "num_steps": 4,
     }
-    if agent == "floq":
-        settings |= {"num_noise": 1, "num_steps": 4, "field": critic}
+    if issubclass(AGENTS[agent], FlowPolicyAgent):
+        settings["alpha"] = 300.0
+    default = from_plain(agent, {})
+    for name, sizes in (("field", (128, 128)), ("critic", (128, 128)), ("actor", (256, 256))):
+        if hasattr(default, name):
+            settings[name] = dataclasses.replace(getattr(default, name), hidden_sizes=sizes)
+    known = {f.name for f in dataclasses.fields(default)}
+    changes = {name: value for name, value in settings.items() if name in known}
     return TrainConfig(
         environment=environment,
-        agent=from_plain(agent, settings),
+        agent=dataclasses.replace(default, **changes),
         num_updates=30_000,
         evaluate_every=10_000,
         checkpoint_every=5_000,

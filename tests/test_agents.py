@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from floq_eqx.agents import AGENTS, FQL, Floq, average
+from floq_eqx.agents import AGENTS, FQL, Floq, FlowPolicyAgent, average
 from floq_eqx.critics import member_values
 from floq_eqx.data import Batch
 from floq_eqx.networks import MLPConfig, ResidualConfig
@@ -20,15 +20,20 @@ from floq_eqx.velocity import ValueVelocity, member_velocities
 
 KEY = jax.random.key(0)
 SMALL = MLPConfig(hidden_sizes=(16,), layer_norm=True)
-OPTIONS = {
-    "floq": {"num_noise": 3, "num_steps": 2, "field": SMALL, "critic": SMALL, "actor": SMALL},
-    "fql": {"critic": SMALL, "actor": SMALL},
-}
+FEW = {"num_noise": 3, "num_steps": 2, "flow_steps": 2, "num_candidates": 1}
+
+
+def hyperparameters(name):
+    return {field.name: field for field in dataclasses.fields(AGENTS[name])}
 
 
 def small(name, **changes):
-    settings = {"action_size": 2, "flow_steps": 2} | OPTIONS[name] | changes
-    return AGENTS[name](**settings)
+    """An agent with tiny networks and few samples."""
+    known = hyperparameters(name)
+    networks = {key for key, f in known.items() if isinstance(f.default, MLPConfig)}
+    settings = {key: value for key, value in FEW.items() if key in known}
+    settings |= dict.fromkeys(networks, SMALL) | {"action_size": 2}
+    return AGENTS[name](**(settings | changes))
 
 
 def transitions(size=6, seed=1):
@@ -39,6 +44,7 @@ def transitions(size=6, seed=1):
         reward=-(jnp.arange(size) % 2).astype(jnp.float32),
         mask=(jnp.arange(size) % 2).astype(jnp.float32),
         next_observation=jax.random.normal(keys[2], (size, 3)),
+        next_action=jax.random.uniform(keys[3], (size, 2), minval=-1),
     )
 
 
@@ -70,6 +76,19 @@ def target_of(agent, state, noise):
     return agent.td_target(state.params.policy, state.targets, BATCH, noise)
 
 
+AVERAGED = {
+    "floq": lambda params: params.field,
+    "iql": lambda params: params.values.critic,
+    "ifql": lambda params: params.values.critic,
+    "rebrac": lambda params: params,
+} | dict.fromkeys(("fql", "iqn"), lambda params: params.critic)
+
+
+def only(name, **changes):
+    """Those of the changes that this agent has a hyperparameter for."""
+    return {key: value for key, value in changes.items() if key in hyperparameters(name)}
+
+
 integrate = eqx.filter_jit(lambda agent, *args: agent.integrate(*args))
 
 
@@ -85,15 +104,17 @@ class TestContracts:
         first, again = (loss_of(agent, state, noise) for _ in range(2))
         assert_trees_close(first, again)
         other, _ = loss_of(agent, state, agent.noise(len(BATCH), key=jax.random.key(3)))
-        assert other != first[0]
+        assert (other != first[0]) == (noise is not None)
 
     def test_noise_covers_every_random_number(self, name):
         agent = small(name)
         noise = agent.noise(4096, key=KEY)
+        if noise is None:  # its updates draw nothing
+            return
         for field in dataclasses.fields(noise):
             values = np.asarray(getattr(noise, field.name))
             assert values.shape[0] == 4096, field.name
-            if field.name in ("bc_time", "time", "value", "next_value"):
+            if field.name.endswith(("time", "value", "quantile")):
                 assert values.min() >= 0, field.name
                 assert values.max() < 1, field.name
                 assert values.mean() == pytest.approx(0.5, abs=0.05), field.name
@@ -101,16 +122,16 @@ class TestContracts:
                 assert values.mean() == pytest.approx(0, abs=0.05), field.name
                 assert values.std() == pytest.approx(1, abs=0.05), field.name
         leaves = [np.asarray(leaf).ravel()[:4096] for leaf in jax.tree.leaves(noise)]
-        correlation = np.corrcoef(leaves) - np.eye(len(leaves))
+        correlation = np.atleast_2d(np.corrcoef(leaves)) - np.eye(len(leaves))
         assert np.abs(correlation).max() < 0.1, "two random numbers are the same"
 
     def test_update_is_adam_and_an_average_of_the_parameters_before(self, name):
-        agent = small(name, target_rate=0.25, learning_rate=0.01)
+        agent = small(name, **only(name, target_rate=0.25, learning_rate=0.01))
         state, noise = start(agent)
         new, metrics = eqx.filter_jit(agent.update)(state, BATCH, noise)
-        averaged = state.params.field if name == "floq" else state.params.critic
-        expected = average(state.targets, averaged, 0.25)
-        assert_trees_close(new.targets, expected, rtol=1e-6, atol=1e-7)
+        if state.targets is not None:
+            expected = average(state.targets, AVERAGED[name](state.params), 0.25)
+            assert_trees_close(new.targets, expected, rtol=1e-6, atol=1e-7)
         # Adam's first step is the learning rate, in the direction against the gradient's sign.
         steps = [
             np.abs(np.asarray(a) - np.asarray(b)).max()
@@ -136,12 +157,16 @@ class TestContracts:
     def test_targets_get_no_gradient(self, name):
         agent = small(name)
         state, noise = start(agent)
+        if state.targets is None:
+            return
         grads = eqx.filter_grad(lambda targets: agent.loss(state.params, targets, BATCH, noise)[0])(
             state.targets
         )
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
     def test_actor_terms_leave_the_critics_alone(self, name):
+        if not issubclass(AGENTS[name], FlowPolicyAgent):
+            return  # `test_baselines` has the others' own
         agent = small(name, alpha=10.0)
         state, noise = start(agent)
         other = dataclasses.replace(noise, actor=noise.actor + 1, bc_time=noise.bc_time / 2)
@@ -159,16 +184,25 @@ class TestContracts:
         assert any(changed)
 
     def test_sweep_over_a_hyperparameter_is_vmapped(self, name):
-        alphas = jnp.array([1.0, 30.0])
+        key = next(
+            k
+            for k in ("alpha", "alpha_actor", "expectile", "learning_rate")
+            if only(name, **{k: 0})
+        )
+        values = jnp.array([0.1, 0.9])
         state, noise = start(small(name))
 
         @eqx.filter_jit
-        def loss(alpha):
-            return small(name, alpha=alpha).loss(state.params, state.targets, BATCH, noise)[0]
+        def updated(value):
+            agent = small(name, **{key: value})
+            new, metrics = agent.update(state, BATCH, noise)
+            return metrics["loss"], jax.tree.leaves(new.params)[0]
 
-        swept = eqx.filter_jit(eqx.filter_vmap(loss))(alphas)
-        np.testing.assert_allclose(swept, [loss(alphas[0]), loss(alphas[1])], rtol=1e-5)
-        assert swept[0] != swept[1]
+        swept = eqx.filter_jit(eqx.filter_vmap(updated))(values)
+        one, other = updated(values[0]), updated(values[1])
+        for all_of_them, a, b in zip(swept, one, other, strict=True):
+            np.testing.assert_allclose(all_of_them, jnp.stack([a, b]), rtol=1e-4, atol=1e-6)
+        assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
     def test_new_values_do_not_retrace(self, name):
         traces = []
@@ -181,7 +215,8 @@ class TestContracts:
         state, noise = start(small(name))
         names = ("alpha", "discount", "learning_rate", "target_rate")
         for scale in (0.5, 0.25):
-            agent = small(name, **{key: jnp.asarray(scale, jnp.float32) for key in names})
+            values = {key: jnp.asarray(scale, jnp.float32) for key in names}
+            agent = small(name, **only(name, **values))
             update(agent, state, transitions(seed=int(100 * scale)), noise)
         assert len(traces) == 1
 
@@ -192,12 +227,13 @@ class TestContracts:
         actions = act(jax.random.split(KEY, 100))
         assert actions.shape == (100, 2)
         assert jnp.abs(actions).max() <= 1
-        assert jnp.unique(actions[:, 0]).size > 1
+        deterministic = name in ("bc", "iql", "rebrac")
+        assert (jnp.unique(actions[:, 0]).size == 1) == deterministic
 
     def test_nan_in_a_batch_shows_in_the_metrics(self, name):
         agent = small(name)
         state, noise = start(agent)
-        batch = dataclasses.replace(BATCH, reward=BATCH.reward.at[2].set(jnp.nan))
+        batch = dataclasses.replace(BATCH, action=BATCH.action.at[2].set(jnp.nan))
         _, metrics = eqx.filter_jit(agent.update)(state, batch, noise)
         assert jnp.isnan(metrics["loss"])
 
@@ -216,6 +252,8 @@ class TestContracts:
         ],
     )
     def test_bad_hyperparameters(self, name, changes, message):
+        if not only(name, **changes):
+            return
         with pytest.raises(ValueError, match=message):
             small(name, **changes)
 

@@ -36,7 +36,7 @@ def data(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "cube-single-play-v0.npz")
 
 
-@pytest.fixture(scope="module", params=AGENTS)
+@pytest.fixture(scope="module", params=["floq", "fql", "rebrac"])
 def run(request, data, tmp_path_factory):
     """A run of each agent, made by the program; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / request.param

@@ -107,7 +107,7 @@ def test_nothing_but_structure_compiles_again(name, monkeypatch):
         for f in dataclasses.fields(agent)
         if isinstance(getattr(agent, f.name), int | float) and not f.metadata.get("static")
     ]
-    assert {"learning_rate", "discount", "alpha", "target_rate"} <= set(names)
+    assert "learning_rate" in names
     for field in names:
         value = getattr(agent, field) * 0.5 - (0.1 if field == "reward_min" else 0.0)
         losses(dataclasses.replace(agent, **{field: value}))

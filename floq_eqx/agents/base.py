@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import equinox as eqx
 import jax
@@ -56,6 +56,9 @@ class Agent(eqx.Module):
     Every random number of an update is made first, by `noise`; `loss` and `update` are
     deterministic functions of their arguments.
     """
+
+    uses_next_action: ClassVar[bool] = False
+    """Whether its batches need `next_action`."""
 
     action_size: eqx.AbstractVar[int | None]
     learning_rate: eqx.AbstractVar[FloatLike]

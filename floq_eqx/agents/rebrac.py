@@ -4,6 +4,8 @@ Source: Tarasov et al., "Revisiting the Minimalist Approach to Offline Reinforce
 (arXiv 2305.09836), as in FQL's released code.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,8 @@ class ReBRAC(Agent):
     - `actor`: the actor's, whose output a tanh bounds.
     """
 
+    uses_next_action: ClassVar[bool] = True
+
     action_size: int | None = eqx.field(static=True, default=None)
     learning_rate: FloatLike = 3e-4
     decay_updates: int | None = eqx.field(static=True, default=None)
@@ -103,7 +107,7 @@ class ReBRAC(Agent):
         """The mean squared TD error, with the next action's penalty in the target."""
         if batch.next_action is None:
             raise ValueError(
-                "ReBRAC needs the data's next actions: load the dataset with next_action."
+                "ReBRAC needs the data's next actions: load the dataset with with_next_action=True."
             )
         limit = self.actor_noise_clip
         blur = jnp.clip(self.actor_noise * noise.target_policy, -limit, limit)

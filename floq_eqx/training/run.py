@@ -9,6 +9,7 @@ checkpoints/<n>/  the state after n updates
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import logging
@@ -379,10 +380,13 @@ def _write_config(folder: Path, config: TrainConfig) -> None:
 
 def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
     """The transitions that a run trains on, collected first if that is what it asks for."""
+    load = functools.partial(
+        load_dataset, config.environment, with_next_action=config.agent.uses_next_action
+    )
     if config.data is not None and Path(config.data).expanduser().is_dir():
-        return load_dataset(config.environment, directory=config.data)
+        return load(directory=config.data)
     if config.data is not None or config.collect_episodes is None:
-        return load_dataset(config.environment, path=config.data)
+        return load(path=config.data)
     dataset = parse_name(config.environment).dataset
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "floq_eqx"
     # Not among OGBench's own files: a shorter dataset must not pass for the published one.
@@ -391,7 +395,7 @@ def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
         collect_dataset(
             dataset, path, num_episodes=config.collect_episodes, seed=0, progress=progress
         )
-    return load_dataset(config.environment, path=path)
+    return load(path=path)
 
 
 def train(
