@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from floq_eqx import analysis
-from floq_eqx.agents import FQL, Floq
+from floq_eqx.agents import FQL, IQN, Floq
 from floq_eqx.networks import MLPConfig
 
 NETWORK = MLPConfig((64, 64), layer_norm=True)
@@ -68,6 +68,13 @@ class Bench:
         return analysis.PolicyEvaluation(
             agent.for_data(self.data), self.problem, **(evaluation or {})
         )
+
+    def quantile(self, **changes):
+        """Implicit quantiles by the quantile Huber loss; Q is the mean over levels."""
+        settings = {"critic": NETWORK, "decay_updates": UPDATES, "num_noise": 8}
+        settings |= {"loss_kind": "huber", "huber_threshold": 0.1}
+        agent = IQN(discount=self.problem.discount, **(SETTINGS | settings | changes))
+        return analysis.PolicyEvaluation(agent.for_data(self.data), self.problem)
 
     def train(self, critics, *, updates=UPDATES, every=None, **options):
         started = time.perf_counter()
@@ -237,6 +244,9 @@ def scaling(seeds: int) -> Report:
             report.axes[0].scatter(
                 [flops], [error.mean()], marker=marker, label=f"{label.split(',')[0]}, {name}"
             )
+        flops = 8 * analysis.network_flops(NETWORK, inputs + 64)
+        error = add("quantile critic (IQN), 8 levels", bench.quantile(), flops)
+        report.axes[0].scatter([flops], [error.mean()], marker="D", label=f"quantile, {name}")
     report.label(0, "FLOPs a value", "error of Q, held out", xscale="log", yscale="log")
     return report
 

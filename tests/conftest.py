@@ -1,7 +1,13 @@
 """Settings of the whole suite: JAX is made strict about dtypes and ranks."""
 
+import os
+
 import jax
 import pytest
+
+# Most of the suite's time goes into compiling what runs once, here and in programs that it starts.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

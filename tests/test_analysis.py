@@ -13,8 +13,9 @@ import pytest
 from jaxtyping import Array, Float
 
 from floq_eqx import analysis
-from floq_eqx.agents import FQL, Floq
+from floq_eqx.agents import FQL, IQN, Floq
 from floq_eqx.analysis import SolverConfiguration, SolverRow
+from floq_eqx.critics import member_quantiles
 from floq_eqx.data import Batch
 from floq_eqx.networks import MLPConfig, ResidualConfig
 from floq_eqx.velocity import AbstractValueVelocity
@@ -456,6 +457,18 @@ def same(a, b):
     return all(
         np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+def test_a_quantile_critic_is_evaluated_by_the_mean_of_its_levels():
+    agent = IQN(discount=WALK.discount, critic=TINY, actor=TINY, num_noise=2).for_data(DATA)
+    walk = analysis.PolicyEvaluation(agent, WALK)
+    curve = evaluate({"iqn": walk})["iqn"]
+    assert np.isfinite(curve.held_out["error"]).all()
+    state = walk.init(WALK.observation_size, 1, key=KEY)
+    value = walk.value(state, DATA.observation, DATA.action, key=KEY, num_noise=256)
+    levels = jnp.broadcast_to((jnp.arange(256) + 0.5) / 256, (len(DATA), 256))
+    exact = member_quantiles(state.params.critic, DATA.observation, DATA.action, levels)
+    np.testing.assert_allclose(value, exact.mean(axis=(0, 2)), atol=0.1)
 
 
 @pytest.mark.parametrize("kind", ["fql", "floq"])

@@ -14,6 +14,7 @@ from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
 from ..agents.base import Agent, State, check_range, check_sizes, frozen
 from ..agents.floq import Floq
 from ..agents.flow_policy import FlowPolicyAgent
+from ..agents.iqn import IQN
 from ..data.transitions import Batch, take
 from ..networks import AbstractNetwork
 from ..training.loop import train_seeds
@@ -106,12 +107,13 @@ class PolicyEvaluation(Agent):
         key: Key,
         num_noise: int = 32,
     ) -> Float[Array, "batch"]:
-        """The critic's Q by the online parameters: the mean over members and `num_noise` z0.
+        """The critic's Q by the online parameters: the mean over members and, of a flow or a
+        quantile critic, over `num_noise` z0 or levels.
 
         A flow's endpoints spread over the targets that it saw, so few z0 make a noisy Q.
         """
         agent = self.agent
-        if isinstance(agent, Floq):
+        if isinstance(agent, Floq | IQN):
             agent = dataclasses.replace(agent, num_noise=num_noise)
         noise = agent.noise(len(observation), key=key)
         return agent.extracted_value(self._complete(state.params), observation, action, noise)
