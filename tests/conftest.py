@@ -18,3 +18,11 @@ def _forget_compiled_programs():
     """Hundreds of them would otherwise fill gigabytes by the end."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def optimised():
+    """For a test that runs what it compiles for long."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -274,6 +274,7 @@ class TestContracts:
 
 
 class TestFloq:
+    @pytest.mark.usefixtures("optimised")
     def test_learns_a_value_that_is_known(self):
         """Terminal transitions whose reward is a function of the action: Q is that reward."""
         keys = jax.random.split(KEY, 2)

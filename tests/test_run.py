@@ -73,9 +73,9 @@ def test_config_round_trip(agent, tmp_path):
         assert eqx.tree_equal(again.agent, config.agent)
     run = Run.create(tmp_path / "run", configs[0])
     assert Run(run.folder).config.to_plain() == configs[0].to_plain()
-    arrays = dataclasses.replace(configs[0].agent, alpha=jnp.array(2.0))
+    arrays = dataclasses.replace(configs[0].agent, learning_rate=jnp.array(2.0))
     plain = dataclasses.replace(configs[0], agent=arrays).to_plain()
-    assert TrainConfig.from_plain(plain).agent.alpha == 2.0
+    assert TrainConfig.from_plain(plain).agent.learning_rate == 2.0
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def start(agent, seed=1):
 # Shapes and counts are the same all over this file, so that little has to be compiled.
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", AGENTS)
 def test_five_and_five_equal_ten_to_the_bit(name):
     agent, data = small(name), transitions()
@@ -111,18 +112,22 @@ def test_nothing_but_structure_compiles_again(name, monkeypatch):
     for field in names:
         value = getattr(agent, field) * 0.5 - (0.1 if field == "reward_min" else 0.0)
         losses(dataclasses.replace(agent, **{field: value}))
-    losses(dataclasses.replace(agent, alpha=3))
+    key = "alpha" if hasattr(agent, "alpha") else "learning_rate"
+    default = getattr(agent, key)
+    losses(dataclasses.replace(agent, **{key: 3}))
     for other in (
-        losses(dataclasses.replace(agent, alpha=0.5)),
+        losses(dataclasses.replace(agent, **{key: 0.5})),
         losses(agent, data=transitions(seed=3)),
         losses(agent, key=jax.random.key(8)),
     ):
         assert not np.allclose(other, first)
     assert len(traces) == 1
     # Arrays are as good as numbers.
-    np.testing.assert_array_equal(losses(dataclasses.replace(agent, alpha=jnp.array(10.0))), first)
+    np.testing.assert_array_equal(
+        losses(dataclasses.replace(agent, **{key: jnp.array(default)})), first
+    )
     before = len(traces)
-    losses(dataclasses.replace(agent, alpha=jnp.array(11.0)))
+    losses(dataclasses.replace(agent, **{key: jnp.array(1.1 * default)}))
     assert len(traces) == before
 
 
@@ -182,7 +187,7 @@ def test_fit_ends_chunks_at_multiples():
 @pytest.mark.parametrize("name", AGENTS)
 def test_fit_names_the_update_that_diverged(name):
     agent, data = small(name), transitions()
-    data = eqx.tree_at(lambda d: d.reward, data, data.reward.at[BAD].set(jnp.nan))
+    data = eqx.tree_at(lambda d: d.action, data, data.action.at[BAD].set(jnp.nan))
     state, losses = start(agent), []
     for _ in range(6):
         state, metrics = train_steps(agent, state, data, num_updates=10, batch_size=8, key=KEY)

@@ -211,7 +211,8 @@ class Floq(FlowPolicyAgent):
         if self.prediction == "velocity":
             flow_loss = value_flow_loss(velocity, path.velocity)
         else:
-            flow_loss = value_flow_loss(path.xt + (1 - path.t) * velocity, target)
+            endpoint = path.xt[None] + (1 - path.t)[None] * velocity
+            flow_loss = value_flow_loss(endpoint, target)
 
         value = self.integrate(frozen(params.field), z0, batch.observation, batch.action)
         value = jnp.mean(value, axis=0)
