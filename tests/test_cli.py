@@ -408,6 +408,7 @@ def test_solvers_on_a_run(capsys, run, tmp_path):
     assert {path.name for path in folder.iterdir()} >= {"config.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_solvers")
 def test_solvers_on_a_problem(capsys, tmp_path):
     words = ["solvers", "--problem", "walk", *QUICK, "--num-updates", "5", "--out", str(tmp_path)]
