@@ -124,7 +124,7 @@ class Report:
 
     def __init__(self, title: str, columns: list[str], panels: int = 1):
         self.lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        self.figure = Figure(figsize=(4.2 * panels, 3.2), layout="constrained")
+        self.figure = Figure(figsize=(4.2 * panels, 4), layout="constrained")
         self.axes = self.figure.subplots(1, panels, squeeze=False)[0]
         self.title = title
 
@@ -143,7 +143,7 @@ class Report:
         axes.set(xlabel=x, ylabel=y, **scales)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
     def write(self, folder: Path, name: str):
         folder.mkdir(parents=True, exist_ok=True)
@@ -338,7 +338,7 @@ def recovery(seeds: int) -> Report:
         report.row(
             name, f"mean ∂v/∂z at t = 0, ½, 31/32: {slope.mean(0)[[0, 16, 31]].round(2)}", *[""] * 5
         )
-        report.row(name, f"mean |∂z(1)/∂z(0)|: {spread(gain)}", *[""] * 5)
+        report.row(name, f"mean size of ∂z(1)/∂z(0): {spread(gain)}", *[""] * 5)
     report.label(0, "fraction by the stale field", "error of Q", yscale="log")
     report.label(1, "time of the kick", "part of it left at t = 1")
     return report
