@@ -112,10 +112,10 @@ class PolicyEvaluation(Agent):
 
         A flow's endpoints spread over the targets that it saw, so few z0 make a noisy Q.
         """
-        agent = self.agent
+        agent: FlowPolicyAgent = self.agent
         if isinstance(agent, Floq | IQN):
             agent = dataclasses.replace(agent, num_noise=num_noise)
-        noise = agent.noise(len(observation), key=key)
+        noise: Any = agent.noise(len(observation), key=key)
         return agent.extracted_value(self._complete(state.params), observation, action, noise)
 
     def _complete(self, params: Any) -> Any:
