@@ -314,7 +314,14 @@ def _quiet() -> Iterator[None]:
     """Keeps Orbax from printing tracebacks of an error that it raises as well."""
     logger = logging.getLogger("absl")
     before = logger.disabled, sys.unraisablehook
-    logger.disabled, sys.unraisablehook = True, lambda _: None
+    interrupts: list[object] = []
+
+    def unraisable(unraised: Any) -> None:
+        # A Ctrl-C that hits a finalizer is not lost.
+        if issubclass(unraised.exc_type, KeyboardInterrupt):
+            interrupts.append(unraised.exc_type)
+
+    logger.disabled, sys.unraisablehook = True, unraisable
     try:
         yield
     except Exception:
@@ -322,6 +329,8 @@ def _quiet() -> Iterator[None]:
         raise
     finally:
         logger.disabled, sys.unraisablehook = before
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def _by_path(state: PyTree) -> dict[str, Any]:
