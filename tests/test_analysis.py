@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 from floq_eqx import analysis
 from floq_eqx.agents import FQL, IQN, Floq
 from floq_eqx.analysis import SolverConfiguration, SolverRow
-from floq_eqx.critics import member_quantiles
+from floq_eqx.critics import Critic, member_quantiles, member_values
 from floq_eqx.data import Batch
-from floq_eqx.networks import MLPConfig, ResidualConfig
-from floq_eqx.velocity import AbstractValueVelocity
+from floq_eqx.embeddings import Cosine, HLGauss
+from floq_eqx.networks import MLPConfig, ResidualConfig, ensemble
+from floq_eqx.velocity import AbstractValueVelocity, ValueVelocity, member_velocities
 
 KEY = jax.random.key(0)
 TINY = MLPConfig((8,), layer_norm=True)
@@ -411,6 +412,29 @@ def test_feature_statistics():
     assert found["effective_rank"] == 1
     nearly = jnp.diag(jnp.array([1.0, 1.0, 1e-3]))
     assert analysis.feature_statistics(nearly)["effective_rank"] == 2
+
+
+def test_features_are_what_the_last_layer_sees():
+    batch = transitions()
+    size = batch.observation.shape[1] + batch.action.shape[1]
+    members = ensemble(lambda key: Critic(TINY.build(size, 1, key=key)), 2, key=KEY)
+    features = analysis.critic_features(members, batch.observation, batch.action)
+    last = analysis.first_member(members).network.output
+    value = features @ last.weight[0] + last.bias
+    expected = member_values(members, batch.observation, batch.action)[0]
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+    embed_z, embed_t = HLGauss(-2.0, 2.0), Cosine()
+    inputs = size + embed_z.size + embed_t.size
+    fields = ensemble(
+        lambda key: ValueVelocity(TINY.build(inputs, 1, key=key), embed_z, embed_t), 2, key=KEY
+    )
+    t, z = jnp.linspace(0, 0.9, len(batch)), jnp.linspace(-1, 1, len(batch))
+    features = analysis.field_features(fields, t, z, batch.observation, batch.action)
+    last = analysis.first_member(fields).network.output
+    velocity = member_velocities(fields, t[:, None], z[:, None], batch.observation, batch.action)
+    value = features @ last.weight[0] + last.bias
+    np.testing.assert_allclose(value, velocity[0, :, 0], rtol=1e-5, atol=1e-6)
 
 
 def test_flops_are_counted_from_shapes():
