@@ -13,7 +13,8 @@ import tyro
 
 from ._types import FloatLike, Number
 from .agents.base import Agent, check_sizes
-from .agents.registry import AGENTS, SOLVERS, from_plain, nearest, to_plain
+from .agents.registry import AGENTS, NETWORKS, SOLVERS, from_plain, nearest, to_plain
+from .networks import MLPConfig, NetworkConfig
 from .training import Run, TrainConfig, train
 
 _OF_THE_DATA = ("action_size", "reward_min", "reward_max")
@@ -66,11 +67,19 @@ def _train(arguments: list[str]) -> None:
     from .plotting import learning_curves
     from .presets import Preset, preset
 
-    # These three decide which options there are, and what their defaults are.
+    # These decide which options there are, and what their defaults are.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--agent", default="floq")
     first.add_argument("--env", default=TrainConfig().environment)
     first.add_argument("--preset", default="laptop")
+    networks = {
+        f.name
+        for kind in AGENTS.values()
+        for f in dataclasses.fields(kind)
+        if f.type == NetworkConfig
+    }
+    for name in networks:
+        first.add_argument(f"--{name}.kind")
     try:
         chosen, _ = first.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -80,6 +89,12 @@ def _train(arguments: list[str]) -> None:
     if chosen.preset not in typing.get_args(Preset):
         raise nearest("preset", chosen.preset, typing.get_args(Preset))
     defaults = preset(chosen.preset, agent=chosen.agent, environment=chosen.env)
+    kinds = {
+        name: _of_kind(getattr(defaults.agent, name), kind)
+        for name in networks
+        if (kind := getattr(chosen, f"{name}.kind")) and hasattr(defaults.agent, name)
+    }
+    defaults = dataclasses.replace(defaults, agent=dataclasses.replace(defaults.agent, **kinds))
 
     options = _dataclass_like(TrainConfig, defaults, skip=("environment", "agent"))
     agent_options = _dataclass_like(AGENTS[chosen.agent], defaults.agent, skip=_OF_THE_DATA)
@@ -117,6 +132,7 @@ def _train(arguments: list[str]) -> None:
     run = train(config, folder, resume=parsed.resume, report=lambda line: print(line, flush=True))
     figure = learning_curves([run], folder / "learning_curve.png")
     print(f"done: {folder} holds checkpoints, tables and {figure.name}")
+    _print_published(run)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -163,9 +179,17 @@ def _evaluate(arguments: list[str]) -> None:
     finally:
         environments.close()
     print(f"update {int(state.step)}: {describe(result)}")
+    _print_published(run)
     if options.video:
         path = record(agent, state, name, options.video, seed=options.seed, success_timing=timing)
         print(f"wrote {path}")
+
+
+def _print_published(run: Run) -> None:
+    from .presets import published
+
+    if line := published(run.config.agent_name, run.config.environment):
+        print(line)
 
 
 def _with_test_time_options(agent: Agent, changes: dict[str, Any]) -> Agent:
@@ -303,11 +327,16 @@ def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
     """A dataclass for tyro with the fields of `kind`, the values of `defaults` as its defaults.
 
     Scalar arrays become floats and solvers their names, which a command line can give; a network
-    has the options of the kind that the default is of.
+    has its kind, and the options of the kind that the default is of.
     """
     documented = _documented(kind)
     hints = typing.get_type_hints(kind)
     fields = []
+    for name, network in NETWORKS.items():
+        if kind is network:
+            text = "What the network is, which decides the options of this group."
+            hint = Annotated[Literal[tuple(NETWORKS)], tyro.conf.arg(help=text)]
+            fields.append(("kind", hint, dataclasses.field(default=name)))
     for f in dataclasses.fields(kind):
         if f.name in skip:
             continue
@@ -316,11 +345,12 @@ def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
             hint, default = float, float(default)
         elif f.name == "solver":
             hint, default = Literal[tuple(SOLVERS)], to_plain(defaults)["solver"]
-        elif dataclasses.is_dataclass(default):
-            hint = type(default)
+        elif isinstance(default, NetworkConfig):
+            hint = _dataclass_like(type(default), default, skip=())
+            default = hint()
         hint = Annotated[hint, tyro.conf.arg(help=documented.get(f.name, ""))]
         fields.append((f.name, hint, dataclasses.field(default=default)))
-    return dataclasses.make_dataclass(kind.__name__, fields)
+    return dataclasses.make_dataclass(kind.__name__, fields, frozen=True)
 
 
 def _documented(kind: type) -> dict[str, str]:
@@ -334,8 +364,25 @@ def _documented(kind: type) -> dict[str, str]:
     }
 
 
+def _of_kind(network: NetworkConfig, kind: str) -> NetworkConfig:
+    """The network as one of another kind: as wide, and the same in what both kinds have."""
+    if kind not in NETWORKS:
+        raise nearest("kind of network", kind, NETWORKS)
+    if isinstance(network, NETWORKS[kind]):
+        return network
+    values = _shallow(network)
+    if isinstance(network, MLPConfig):
+        values["width"] = max(network.hidden_sizes)
+    known = {f.name for f in dataclasses.fields(NETWORKS[kind])}
+    return NETWORKS[kind](**{name: value for name, value in values.items() if name in known})
+
+
 def _rebuilt(agent: Agent, parsed: Any) -> Agent:
     values = _shallow(parsed)
+    for name, value in values.items():
+        if isinstance(getattr(agent, name), NetworkConfig):
+            options = _shallow(value)
+            values[name] = NETWORKS[options.pop("kind")](**options)
     if "solver" in values:
         values["solver"] = SOLVERS[values["solver"]]()
     return dataclasses.replace(agent, **values)

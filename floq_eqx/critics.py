@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._types import Action, Observation, Scalar
-from .embeddings import AbstractEmbedding
+from .embeddings import AbstractEmbedding, HLGauss
 from .networks import AbstractNetwork
 
 
@@ -49,6 +49,24 @@ class QuantileCritic(eqx.Module):
         return jnp.squeeze(self.network(jnp.concatenate(inputs)), 0)
 
 
+class CategoricalCritic(eqx.Module):
+    """The logits of a histogram over returns, by a network that sees s and a.
+
+    Sources: Bellemare, Dabney and Munos, arXiv 1707.06887; Farebrother et al., arXiv 2403.03950.
+    """
+
+    network: AbstractNetwork
+    histogram: HLGauss
+
+    def __call__(self, observation: Observation, action: Action) -> Float[Array, "bins"]:
+        """**Returns:** the logits of the bins."""
+        return self.network(jnp.concatenate([observation, action]))
+
+    def mean(self, logits: Float[Array, "*shape bins"]) -> Float[Array, "*shape"]:
+        """The histogram's mean: Q, in units of the return."""
+        return jax.nn.softmax(logits) @ self.histogram.centers
+
+
 def member_values(
     members: Critic,
     observation: Float[Array, "batch observation"],
@@ -75,3 +93,12 @@ def member_quantiles(
     level = jnp.reshape(quantile, (batch * noise,))
     value = eqx.filter_vmap(lambda member: jax.vmap(member)(observation, action, level))(members)
     return jnp.reshape(value, (-1, batch, noise))
+
+
+def member_logits(
+    members: CategoricalCritic,
+    observation: Float[Array, "batch observation"],
+    action: Float[Array, "batch action"],
+) -> Float[Array, "ensemble batch bins"]:
+    """Every member's logits for every example of a batch."""
+    return eqx.filter_vmap(lambda member: jax.vmap(member)(observation, action))(members)

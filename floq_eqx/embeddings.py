@@ -61,6 +61,12 @@ class HLGauss(AbstractEmbedding):
     def size(self) -> int:
         return self.num_bins - 1
 
+    @property
+    def centers(self) -> Float[Array, "bins"]:
+        """The middle of every bin."""
+        width = (self.high - self.low) / self.size
+        return self.low + width * (jnp.arange(self.size, dtype=float) + 0.5)
+
     def __call__(self, x: Scalar) -> Float[Array, "bins"]:
         """**Arguments:** `x`: a scalar, also outside of [`low`, `high`].
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
+from ._types import FloatLike
+
 # What an implicit solver holds where it will use the step size controller's tolerances.
 _CONTROLLER_TOLERANCE = diffrax.ImplicitEuler().root_finder.rtol
 
@@ -471,3 +473,25 @@ def solve_flow(
     if throw:
         _raise_if_failed(solution)
     return solution
+
+
+def confine(
+    velocity: Callable, low: FloatLike, high: FloatLike, *, num_steps: int
+) -> Callable[..., Array]:
+    """`velocity`, held back where one of Euler's equal steps would leave [low, high].
+
+    With it, `num_steps` steps of Euler are those of `velocity` with every value clipped. Its
+    derivatives are those of `velocity`: what flows away from a bound is not cut off at it.
+
+    **Arguments:** `velocity`: as in [`floq_eqx.solve_flow`][]; `low`, `high`: the bounds;
+    `num_steps`: the steps that it will be integrated in.
+
+    Source: the clipped flows of Value Flows' released code (arXiv 2510.07650).
+    """
+
+    def confined(t, x, *args):
+        v = velocity(t, x, *args)
+        held = (jnp.clip(x + v / num_steps, low, high) - x) * num_steps
+        return v + jax.lax.stop_gradient(held - v)
+
+    return confined

@@ -17,6 +17,7 @@ from .agents.ifql import IFQL
 from .agents.iql import IQL
 from .agents.iqn import IQN
 from .agents.rebrac import ReBRAC
+from .agents.value_flows import ValueFlows
 from .networks import (
     MLP,
     AbstractNetwork,
@@ -37,7 +38,7 @@ def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Age
         Kernels are `[in, out]`, with a leading axis for the members of an ensemble.
     - `config`: the reference's configuration; `agent_name` says which agent. Besides what the
         reference itself keeps there it needs, for floq, the dataset's rewards `r_min` and
-        `r_max`.
+        `r_max`. Value Flows' are `min_reward` and `max_reward`, and OGBench's -1 and 0 if absent.
 
     **Returns:** the agent with the configuration's hyperparameters, and a state with these
     parameters and targets, a fresh optimiser and no updates.
@@ -61,7 +62,7 @@ def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Age
     agent = dataclasses.replace(reference.make(config, params), action_size=action_size)
     template = agent.init(observation_size, action_size, key=jax.random.key(0))
 
-    arrays = _Arrays(params)
+    arrays = _Arrays(reference.arrange(params))
     tree = (template.params, template.targets)
     for prefix, where in reference.networks.items():
         tree = eqx.tree_at(where, tree, arrays.network(where(tree), prefix))
@@ -166,6 +167,7 @@ class _Reference:
 
     make: Callable[[_Config, Mapping[str, Any]], Agent]
     networks: dict[str, Callable[[Any], AbstractNetwork]]
+    arrange: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda params: params
 
 
 def _critic_network(config: _Config, hidden_sizes: tuple[int, ...] | None) -> NetworkConfig:
@@ -321,6 +323,47 @@ def _rebrac(config: _Config, params: Mapping[str, Any]) -> ReBRAC:
     )
 
 
+def _value_flows(config: _Config, params: Mapping[str, Any]) -> ValueFlows:
+    for name in ("clip_flow_actions", "clip_flow_returns"):
+        if not config[name]:
+            raise ValueError(f"config[{name!r}] is False: only clipped flows can be imported.")
+    return ValueFlows(
+        **_td(config),
+        reward_min=config.get("min_reward", -1.0),
+        reward_max=config.get("max_reward", 0.0),
+        alpha=config["alpha"],
+        dcfm_weight=config["dcfm_lambda"],
+        bcfm_weight=config["bcfm_lambda"],
+        confidence_temperature=config["confidence_weight_temp"],
+        num_candidates=config["num_samples"],
+        num_steps=config["num_flow_steps"],
+        flow_steps=config["num_flow_steps"],
+        aggregation=config["q_agg"],
+        return_aggregation=config["ret_agg"],
+        normalise_q=config["normalize_q_loss"],
+        field=MLPConfig(
+            hidden_sizes=tuple(config["value_hidden_dims"]),
+            layer_norm=bool(config["value_layer_norm"]),
+        ),
+        actor=_mlp_actor(config),
+    )
+
+
+def _arrange_value_flows(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Its two members are modules of their own, and see z and t before the rest."""
+    arranged = dict(params)
+    for path, first in params.items():
+        match = re.fullmatch(r"(modules_(?:target_)?critic_flow)1(/.+)", path)
+        other = f"{match[1]}2{match[2]}" if match else path
+        if match is None or other not in params or np.shape(params[other]) != np.shape(first):
+            continue
+        array = np.stack([arranged.pop(path), arranged.pop(other)])
+        if path.endswith("Dense_0/kernel") and array.ndim == 3:
+            array = np.roll(array, -2, axis=1)
+        arranged[match[1] + match[2]] = array
+    return arranged
+
+
 _POLICY: dict[str, Callable[[Any], AbstractNetwork]] = {
     "modules_actor_bc_flow/mlp": lambda tree: tree[0].policy.flow.network,
     "modules_actor_onestep_flow/mlp": lambda tree: tree[0].policy.actor.network,
@@ -360,5 +403,15 @@ _REFERENCES = {
             "modules_actor": lambda tree: tree[0].actor.network,
             "modules_target_actor": lambda tree: tree[1].actor.network,
         },
+    ),
+    "value_flows": _Reference(
+        _value_flows,
+        {
+            "modules_critic_flow/value_net": lambda tree: tree[0].field.network,
+            "modules_target_critic_flow/value_net": lambda tree: tree[1].network,
+            "modules_actor_flow/mlp": lambda tree: tree[0].policy.flow.network,
+            "modules_actor_onestep_flow/mlp": lambda tree: tree[0].policy.actor.network,
+        },
+        _arrange_value_flows,
     ),
 }

@@ -4,6 +4,7 @@ Elementwise where that makes sense, so that the caller decides what is summed or
 must be equal: nothing broadcasts.
 """
 
+import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
@@ -97,6 +98,17 @@ def quantile_loss(
         linear = huber_threshold * (size - 0.5 * huber_threshold)
         error = jnp.where(size <= huber_threshold, 0.5 * delta**2, linear) / huber_threshold
     return jnp.mean(jnp.sum(weight * error, axis=2))
+
+
+def categorical_loss(
+    logits: Float[Array, "ensemble batch bins"], target: Float[Array, "batch bins"]
+) -> Scalar:
+    """The cross-entropy of every member against one target distribution, without its gradient.
+
+    Source: Farebrother et al., arXiv 2403.03950, section 3.
+    """
+    cross_entropy = -jnp.sum(stop_gradient(target)[None] * jax.nn.log_softmax(logits), axis=2)
+    return jnp.mean(cross_entropy)
 
 
 def policy_loss(q: Float[Array, "batch"], *, normalise: bool = False) -> Scalar:

@@ -1,61 +1,235 @@
-"""Hyperparameters by environment: the papers', and a small set for a laptop.
+"""Hyperparameters by environment: the papers', and a small set for a laptop; published results.
 
-Sources: floq, arXiv 2509.06863, appendix C; FQL, arXiv 2502.02538, table 5.
+Sources: floq, arXiv 2509.06863, appendix, with its released commands, which also give `iqn`; `fql`
+from FQL, arXiv 2502.02538, and where it says so from floq's; `sorl` from SORL, arXiv 2505.22866;
+`value_flows` from Value Flows, arXiv 2510.07650. Of `iql`, `ifql` and `rebrac` there is what FQL's
+released commands state for humanoidmaze-medium, and those of Value Flows for antmaze-large online;
+the papers' `c51`, and Value Flows' own `iqn`, are other algorithms than the agents of these names.
 """
 
 import dataclasses
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
+from .agents.base import check_choice
 from .agents.flow_policy import FlowPolicyAgent
 from .agents.registry import AGENTS, from_plain, nearest
 from .data import parse_name
+from .networks import MLPConfig
 from .training import TrainConfig
 
-Preset: TypeAlias = Literal["laptop", "paper"]
+Preset: TypeAlias = Literal["laptop", "paper", "paper-best", "paper-online"]
+Variant: TypeAlias = Literal["default", "best", "online"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperEnvironment:
+    """What the papers share for an environment.
+
+    **Arguments:** `default_task`: the one that hyperparameters were tuned on, in 1 to 5;
+    `discount`: γ of every agent that states no other.
+    """
+
+    default_task: int
+    discount: float
+
+
+ENVIRONMENTS: dict[str, PaperEnvironment] = {
+    "antmaze-large": PaperEnvironment(1, 0.99),
+    "antmaze-giant": PaperEnvironment(1, 0.995),
+    "humanoidmaze-medium": PaperEnvironment(1, 0.995),
+    "humanoidmaze-large": PaperEnvironment(1, 0.995),
+    "antsoccer-arena": PaperEnvironment(4, 0.995),
+    "cube-single": PaperEnvironment(2, 0.99),
+    "cube-double": PaperEnvironment(2, 0.99),
+    "scene": PaperEnvironment(2, 0.99),
+    "puzzle-3x3": PaperEnvironment(4, 0.99),
+    "puzzle-4x4": PaperEnvironment(4, 0.99),
+}
+"""The environments of the papers, as OGBench's `play` and `navigate` datasets."""
 
 PAPER: dict[str, dict[str, dict[str, Any]]] = {
-    "antmaze-large": {"floq": {"alpha": 10.0}, "fql": {"alpha": 10.0, "aggregation": "min"}},
+    "antmaze-large": {
+        "floq": {"alpha": 10.0},
+        "fql": {"alpha": 10.0, "aggregation": "min"},
+        "sorl": {"q_weight": 500.0, "aggregation": "min"},
+    },
     "antmaze-giant": {
-        "floq": {"alpha": 10.0, "aggregation": "min", "discount": 0.995, "batch_size": 512},
-        "fql": {"alpha": 10.0, "aggregation": "min", "discount": 0.995},
+        "floq": {"alpha": 10.0, "aggregation": "min", "batch_size": 512},
+        "fql": {"alpha": 10.0, "aggregation": "min"},
+        "iqn": {"alpha": 10.0, "aggregation": "min", "batch_size": 512},
+        "sorl": {"q_weight": 500.0, "aggregation": "min"},
     },
     "humanoidmaze-medium": {
-        "floq": {"alpha": 30.0, "discount": 0.995},
-        "fql": {"alpha": 30.0, "discount": 0.995},
+        "floq": {"alpha": 30.0},
+        "fql": {"alpha": 30.0},
+        "iql": {"alpha": 10.0},
+        "ifql": {"num_candidates": 32},
+        "rebrac": {"alpha_actor": 0.01, "alpha_critic": 0.01},
+        "sorl": {"q_weight": 100.0},
     },
     "humanoidmaze-large": {
-        "floq": {"alpha": 20.0, "discount": 0.995, "batch_size": 512},
-        "fql": {"alpha": 30.0, "discount": 0.995, "batch_size": 512},
+        "floq": {"alpha": 20.0, "batch_size": 512},
+        "fql": {"alpha": 30.0, "batch_size": 512},
+        "sorl": {"q_weight": 500.0},
     },
     "antsoccer-arena": {
-        "floq": {"alpha": 10.0, "discount": 0.995},
-        "fql": {"alpha": 10.0, "discount": 0.995},
+        "floq": {"alpha": 10.0},
+        "fql": {"alpha": 10.0},
+        "sorl": {"q_weight": 500.0},
     },
-    "cube-single": {"floq": {"alpha": 300.0, "depth": 2}, "fql": {"alpha": 300.0}},
-    "cube-double": {"floq": {"alpha": 300.0, "depth": 2}, "fql": {"alpha": 300.0}},
-    "scene": {"floq": {"alpha": 300.0}, "fql": {"alpha": 300.0}},
-    "puzzle-3x3": {"floq": {"alpha": 1000.0}, "fql": {"alpha": 1000.0}},
-    "puzzle-4x4": {"floq": {"alpha": 1000.0}, "fql": {"alpha": 1000.0}},
+    "cube-single": {
+        "floq": {"alpha": 300.0, "depth": 2},
+        "fql": {"alpha": 300.0},
+        "sorl": {"q_weight": 10.0},
+    },
+    "cube-double": {
+        "floq": {"alpha": 300.0, "depth": 2},
+        "fql": {"alpha": 300.0},
+        "sorl": {"q_weight": 50.0},
+        "value_flows": {"discount": 0.995, "confidence_temperature": 3.0},
+    },
+    "scene": {
+        "floq": {"alpha": 300.0},
+        "fql": {"alpha": 300.0},
+        "sorl": {"q_weight": 100.0},
+        "value_flows": {"return_aggregation": "min"},
+    },
+    "puzzle-3x3": {
+        "floq": {"alpha": 1000.0},
+        "fql": {"alpha": 1000.0},
+        "value_flows": {"bcfm_weight": 0.5, "return_aggregation": "min"},
+    },
+    "puzzle-4x4": {
+        "floq": {"alpha": 1000.0},
+        "fql": {"alpha": 1000.0},
+        "value_flows": {
+            "bcfm_weight": 3.0,
+            "confidence_temperature": 100.0,
+            "aggregation": "min",
+        },
+    },
 }
-"""By environment and agent, what differs from the agents' defaults; offline, with a batch of 256
-and two million updates (FQL: one) where nothing else stands. `depth`: the field's hidden layers."""
+"""By environment and agent, what differs offline from the agents' defaults. Where no other stands,
+the discount is the environment's, the batch 256, and floq's field has a `depth` of 4 layers."""
 
-_PAPER_UPDATES = {"floq": 2_000_000, "fql": 1_000_000}
+CHANGES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "default": {},
+    "best": {
+        "antmaze-giant": {"floq": {"num_steps": 4}},
+        "puzzle-4x4": {"floq": {"noise_coverage": 0.25}},
+    },
+    "online": {
+        "antmaze-large": {
+            "floq": {},
+            "iql": {"alpha": 10.0},
+            "ifql": {"num_candidates": 32},
+            "value_flows": {
+                "bcfm_weight": 10.0,
+                "confidence_temperature": 0.01,
+                "alpha": 30.0,
+                "aggregation": "min",
+            },
+        },
+        "antmaze-giant": {"floq": {"num_steps": 4}},
+        "humanoidmaze-medium": {
+            "floq": {},
+            "fql": {"alpha": 100.0},
+            "iql": {},
+            "ifql": {},
+            "rebrac": {},
+            "value_flows": {
+                "bcfm_weight": 3.0,
+                "confidence_temperature": 0.3,
+                "alpha": 100.0,
+                "aggregation": "min",
+                "return_aggregation": "min",
+            },
+        },
+        "humanoidmaze-large": {"floq": {"num_steps": 16}, "fql": {"alpha": 40.0}},
+        "antsoccer-arena": {"floq": {"alpha": 30.0}, "fql": {"alpha": 30.0}},
+        "cube-single": {"floq": {}},
+        "cube-double": {"floq": {}, "fql": {}, "value_flows": {"alpha": 300.0}},
+        "scene": {"floq": {}, "fql": {}, "value_flows": {"alpha": 300.0}},
+        "puzzle-3x3": {"floq": {}},
+        "puzzle-4x4": {
+            "floq": {"noise_coverage": 0.25},
+            "fql": {},
+            "value_flows": {"confidence_temperature": 0.1, "alpha": 300.0},
+        },
+    },
+}
+"""By variant, environment and agent, what differs from `PAPER`: `best` is floq as tuned to the
+environment, `online` every agent of which settings for offline-to-online are reported."""
+
+_UPDATES = {"floq": 2_000_000, "iqn": 2_000_000}  # the others', and all before online: a million
 
 
-def paper(agent: str, environment: str) -> TrainConfig:
+@dataclasses.dataclass(frozen=True)
+class PublishedMethod:
+    """A column of the published results.
+
+    **Arguments:** `agent`: its name here; `num_updates`: after how many; `variant`: of floq.
+    """
+
+    agent: str
+    num_updates: int
+    variant: str = ""
+
+
+METHODS: dict[str, PublishedMethod] = {
+    "BC": PublishedMethod("bc", 1_000_000),
+    "ReBRAC": PublishedMethod("rebrac", 1_000_000),
+    "SORL": PublishedMethod("sorl", 1_000_000),
+    "FQL (1M)": PublishedMethod("fql", 1_000_000),
+    "FQL (2M)": PublishedMethod("fql", 2_000_000),
+    "floq (default)": PublishedMethod("floq", 2_000_000, "default"),
+    "floq (best)": PublishedMethod("floq", 2_000_000, "best"),
+}
+"""The methods of `PUBLISHED`, in the order of its columns."""
+
+PUBLISHED: dict[str, dict[str, int | None]] = {
+    name: dict(zip(METHODS, rates, strict=True))
+    for name, rates in {
+        "antmaze-large": (11, 81, 89, 79, 83, 91, 91),
+        "antmaze-giant": (0, 26, 9, 22, 27, 36, 51),
+        "humanoidmaze-medium": (2, 22, 64, 57, 69, 82, 82),
+        "humanoidmaze-large": (1, 2, 5, 9, 16, 28, 28),
+        "antsoccer-arena": (1, 0, 69, 60, 61, 65, 65),
+        "cube-single": (5, 91, 97, 96, 94, 98, 98),
+        "cube-double": (2, 12, 25, 29, 25, 47, 47),
+        "scene": (5, 41, 57, 56, 57, 58, 58),
+        "puzzle-3x3": (2, 21, None, 30, 29, 37, 37),
+        "puzzle-4x4": (0, 14, None, 17, 9, 21, 28),
+    }.items()
+}
+"""Success offline in percent, the mean of an environment's five tasks, by environment and method;
+`None` where none is reported. Source: the comparison of floq's paper, arXiv 2509.06863, which takes
+BC, ReBRAC and FQL (1M) from FQL's and SORL from its own. With OGBench 1.1, which scores the state
+after a step (`success_timing="post"`)."""
+
+
+def paper(agent: str, environment: str, *, variant: Variant = "default") -> TrainConfig:
     """The configuration that the papers report for an agent and an environment.
 
-    **Arguments:** `agent`: its name; `environment`: an OGBench name, of any of its tasks.
+    **Arguments:**
 
-    **Raises:** `ValueError` if they report none, with the nearest environments that they do.
+    - `agent`: its name.
+    - `environment`: an OGBench name, of any of its tasks.
+    - `variant`: `best` is floq as tuned to the environment, and any other agent's default;
+        `online` is for offline-to-online, of which the configuration is the part offline.
+
+    **Raises:** `ValueError` if they report none, with the nearest that they do.
     """
+    check_choice("variant", variant, Variant)
     name = parse_name(environment).environment
     if name not in PAPER:
         raise nearest("environment of the papers", name, PAPER)
-    if agent not in PAPER[name]:
-        raise nearest(f"agent of the papers' {name}", agent, PAPER[name])
-    settings = dict(PAPER[name][agent])
+    changes = CHANGES[variant].get(name, {})
+    reported, online = (changes, " online") if variant == "online" else (PAPER[name], "")
+    if agent not in reported:
+        raise nearest(f"agent of the papers' {name}{online}", agent, reported)
+    settings: dict[str, Any] = {"discount": ENVIRONMENTS[name].discount}
+    settings |= PAPER[name].get(agent, {}) | changes.get(agent, {})
     batch_size = settings.pop("batch_size", 256)
     if agent == "floq":
         hidden = [512] * settings.pop("depth", 4)
@@ -63,9 +237,31 @@ def paper(agent: str, environment: str) -> TrainConfig:
     return TrainConfig(
         environment=environment,
         agent=from_plain(agent, settings),
-        num_updates=_PAPER_UPDATES[agent],
+        num_updates=1_000_000 if online else _UPDATES.get(agent, 1_000_000),
         batch_size=batch_size,
     )
+
+
+def published(agent: str, environment: str) -> str | None:
+    """A line to print beside the success of a run.
+
+    **Arguments:** `agent`: its name; `environment`: an OGBench name, of any of its tasks.
+
+    **Returns:** the agent's results in `PUBLISHED`, in [0, 1], each with its number of updates;
+    `None` if there are none.
+    """
+    name = parse_name(environment)
+    rates = PUBLISHED.get(name.environment, {}) if name.kind in ("navigate", "play") else {}
+    results = []
+    for label, rate in rates.items():
+        method = METHODS[label]
+        if method.agent == agent and rate is not None:
+            variant = f"{method.variant}, " if method.variant else ""
+            results.append(f"{rate / 100:.2f} ({variant}{method.num_updates:,} updates)")
+    if not results:
+        return None
+    note = "floq, arXiv 2509.06863; mean of five tasks, while a run is of one"
+    return f"published ({note}): success {', '.join(results)}"
 
 
 def laptop(agent: str, environment: str) -> TrainConfig:
@@ -83,10 +279,11 @@ def laptop(agent: str, environment: str) -> TrainConfig:
     if issubclass(AGENTS[agent], FlowPolicyAgent):
         settings["alpha"] = 300.0
     default = from_plain(agent, {})
-    for name, sizes in (("field", (128, 128)), ("critic", (128, 128)), ("actor", (256, 256))):
-        if hasattr(default, name):
-            settings[name] = dataclasses.replace(getattr(default, name), hidden_sizes=sizes)
-    known = {f.name for f in dataclasses.fields(default)}
+    known = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+    for name, network in known.items():
+        if isinstance(network, MLPConfig):
+            sizes = (256, 256) if name == "actor" else (128, 128)
+            settings[name] = dataclasses.replace(network, hidden_sizes=sizes)
     changes = {name: value for name, value in settings.items() if name in known}
     return TrainConfig(
         environment=environment,
@@ -103,7 +300,13 @@ def preset(name: Preset, *, agent: str, environment: str) -> TrainConfig:
 
     **Raises:** `ValueError` for a name that is not known, with the nearest.
     """
-    presets = {"laptop": laptop, "paper": paper}
-    if name not in presets:
-        raise nearest("preset", name, presets)
-    return presets[name](agent, environment)
+    variants: dict[str, Variant] = {
+        "paper": "default",
+        "paper-best": "best",
+        "paper-online": "online",
+    }
+    if name == "laptop":
+        return laptop(agent, environment)
+    if name not in variants:
+        raise nearest("preset", name, get_args(Preset))
+    return paper(agent, environment, variant=variants[name])

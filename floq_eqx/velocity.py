@@ -81,6 +81,27 @@ class ActionVelocity(eqx.Module):
         return self.network(jnp.concatenate([observation, x, t[None]]))
 
 
+class ShortcutVelocity(eqx.Module):
+    """The mean velocity of a step of an action's flow, from t to t + 2^-level.
+
+    The network sees s, x, t and the level, concatenated in this order.
+
+    Source: Frans et al., arXiv 2410.12557; SORL, arXiv 2505.22866, section 3.
+    """
+
+    network: AbstractNetwork
+
+    def __call__(
+        self, t: Scalar, level: Scalar, x: Action, observation: Observation
+    ) -> Float[Array, "action"]:
+        """**Arguments:** the flow time `t` in [0, 1), the `level` of which a flow takes 2^level
+        equal steps, the flow variable `x` and s.
+
+        **Returns:** (x(t + 2^-level) - x) 2^level.
+        """
+        return self.network(jnp.concatenate([observation, x, t[None], level[None]]))
+
+
 def member_velocities(
     members: AbstractValueVelocity,
     t: Float[Array, "..."],

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq_eqx import interop
-from floq_eqx.agents import FloqNoise, FqlNoise, IfqlNoise, IqnNoise, RebracNoise
+from floq_eqx.agents import (
+    FloqNoise,
+    FqlNoise,
+    IfqlNoise,
+    IqnNoise,
+    RebracNoise,
+    ValueFlowsNoise,
+)
 from floq_eqx.data import Batch
 
 DATA = Path(__file__).parent / "data"
@@ -42,6 +49,14 @@ METRICS = {
     "actor/q_mean": "actor_q",
     "actor/mse": "action_error",
 }
+METRICS |= {
+    "critic/bcfm_loss": "bootstrapped_loss",
+    "critic/dcfm_loss": "distributional_loss",
+    "critic/q_std": "return_spread",
+    "critic/q_std_min": "return_spread_min",
+    "critic/q_std_max": "return_spread_max",
+    "critic/weight": "confidence_weight",
+}
 # ReBRAC's release calls the whole actor's loss `total_loss`, and its Q term `actor_loss`.
 REBRAC_METRICS = METRICS | {"actor/total_loss": "actor_loss", "actor/actor_loss": "q_loss"}
 # The deviation is 1 by construction; the size of Q only normalises it.
@@ -58,9 +73,10 @@ class Reference:
         self.name = self.config["agent_name"]
         self.metrics = REBRAC_METRICS if self.name == "rebrac" else METRICS
         # For FQL's policy `mse` is that of an action drawn with noise of its own.
-        self.ignored = WITHOUT_COUNTERPART | (
-            {"actor/mse"} if self.name in ("floq", "fql", "fqliqn") else set()
-        )
+        sampled = self.name in ("floq", "fql", "fqliqn", "value_flows")
+        self.ignored = WITHOUT_COUNTERPART | ({"actor/mse"} if sampled else set())
+        if self.name == "value_flows":  # its logged Q has noise of its own too
+            self.ignored |= {"critic/q_mean", "critic/q_min", "critic/q_max"}
 
     def below(self, prefix: str) -> dict[str, np.ndarray]:
         start = prefix + "/"
@@ -84,6 +100,18 @@ class Reference:
             return RebracNoise(draws["00_normal"])
         if self.name == "ifql":
             return IfqlNoise(draws["00_normal"], draws["01_uniform"][:, 0])
+        if self.name == "value_flows":
+            return ValueFlowsNoise(
+                candidate_action=draws["00_normal"],
+                candidate_value=draws["01_normal"][..., 0],
+                confidence=draws["02_normal"][:, 0],
+                value=draws["03_normal"][:, 0],
+                time=draws["04_uniform"][:, 0],
+                bc_action=draws["06_normal"],
+                bc_time=draws["07_uniform"][:, 0],
+                actor=draws["08_normal"],
+                actor_value=draws["09_normal"][:, 0],
+            )
         shared = {
             "bc_action": draws["bc_x0"],
             "bc_time": draws["bc_t"][:, 0],

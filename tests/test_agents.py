@@ -81,7 +81,11 @@ AVERAGED = {
     "iql": lambda params: params.values.critic,
     "ifql": lambda params: params.values.critic,
     "rebrac": lambda params: params,
-} | dict.fromkeys(("fql", "iqn"), lambda params: params.critic)
+    "sac": lambda params: params.critic,
+    "sorl": lambda params: params,
+    "value_flows": lambda params: params.field,
+    "evor": lambda params: params.field,
+} | dict.fromkeys(("fql", "iqn", "c51"), lambda params: params.critic)
 
 
 def only(name, **changes):
@@ -111,17 +115,22 @@ class TestContracts:
         noise = agent.noise(4096, key=KEY)
         if noise is None:  # its updates draw nothing
             return
+        # floq places z0 by a ratio; the others' z0 is normal.
+        uniform = ("time", "quantile", "level", *(["value"] if name == "floq" else []))
         for field in dataclasses.fields(noise):
             values = np.asarray(getattr(noise, field.name))
+            if values.ndim == 0:  # one number for the whole batch
+                assert 0 <= values < 1, field.name
+                continue
             assert values.shape[0] == 4096, field.name
-            if field.name.endswith(("time", "value", "quantile")):
+            if field.name.endswith(uniform):
                 assert values.min() >= 0, field.name
                 assert values.max() < 1, field.name
                 assert values.mean() == pytest.approx(0.5, abs=0.05), field.name
             else:
                 assert values.mean() == pytest.approx(0, abs=0.05), field.name
                 assert values.std() == pytest.approx(1, abs=0.05), field.name
-        leaves = [np.asarray(leaf).ravel()[:4096] for leaf in jax.tree.leaves(noise)]
+        leaves = [np.asarray(leaf).ravel()[:4096] for leaf in jax.tree.leaves(noise) if leaf.ndim]
         correlation = np.atleast_2d(np.corrcoef(leaves)) - np.eye(len(leaves))
         assert np.abs(correlation).max() < 0.1, "two random numbers are the same"
 
@@ -230,6 +239,26 @@ class TestContracts:
         deterministic = name in ("bc", "iql", "rebrac")
         assert (jnp.unique(actions[:, 0]).size == 1) == deterministic
 
+    @pytest.mark.parametrize("proposal", ["one_step", "flow"])
+    def test_candidates_are_chosen_by_value_and_temperature(self, name, proposal):
+        if not issubclass(AGENTS[name], FlowPolicyAgent):
+            return  # `test_baselines` has the others' own
+        state, _ = start(small(name))
+        observation, keys = jnp.ones(3), jax.random.split(KEY, 64)
+
+        def q(**changes):
+            # Values of untrained networks, some of which the usual bounds would clip.
+            bounds = only(name, reward_max=1.0)
+            agent = small(name, proposal=proposal, **bounds, **changes)
+            action = jax.vmap(lambda key: agent.act(state, observation, key=key))(keys)
+            observations = jnp.broadcast_to(observation, (64, 3))
+            value = agent.candidate_value(state.params, observations, action, key=KEY)
+            return float(value.mean())
+
+        one, hot = q(num_candidates=1), q(num_candidates=32, temperature=1e4)
+        assert one < q(num_candidates=32, temperature=0.05) <= q(num_candidates=32) + 1e-3
+        assert abs(hot - one) < 0.5 * (q(num_candidates=32) - one)
+
     def test_nan_in_a_batch_shows_in_the_metrics(self, name):
         agent = small(name)
         state, noise = start(agent)
@@ -248,6 +277,9 @@ class TestContracts:
             ({"alpha": float("inf")}, "alpha"),
             ({"decay_updates": 0}, "decay_updates"),
             ({"ensemble_size": 0}, "ensemble_size"),
+            ({"num_candidates": 0}, "num_candidates"),
+            ({"temperature": -1.0}, "temperature"),
+            ({"reward_min": 1.0}, "reward_min < reward_max"),
             ({"flow_steps": -1}, "flow_steps"),
         ],
     )

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import json
 import math
 import os
 import pty
@@ -19,6 +20,8 @@ from floq_eqx import analysis, cli
 from floq_eqx.agents import AGENTS
 from floq_eqx.analysis import solver_study
 from floq_eqx.evaluation import record
+from floq_eqx.networks import MLPConfig, ResidualConfig
+from floq_eqx.presets import published
 from floq_eqx.training import Run
 
 from .runs import CUBE, write_dataset
@@ -84,15 +87,19 @@ def test_help_of_a_command(capsys, words):
 
 @pytest.mark.parametrize(
     ("preset", "agent"),
-    [*(("laptop", agent) for agent in AGENTS), ("paper", "floq"), ("paper", "fql")],
+    [
+        *(("laptop", agent) for agent in AGENTS),
+        *(("paper", "floq"), ("paper", "fql"), ("paper-best", "floq"), ("paper-online", "floq")),
+    ],
 )
-def test_help_of_train_shows_the_choice(capsys, agent, preset):
+def test_help_of_train_shows_the_choice(capsys, monkeypatch, agent, preset):
+    monkeypatch.setenv("COLUMNS", "200")  # the names of all agents take more than 80
     status, out, _ = floq(capsys, "train", "--help", "--agent", agent, f"--preset={preset}")
     assert status == 0
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
     assert f"--agent {{{','.join(AGENTS)}}}" in text
     assert f"(default: {agent})" in text
-    assert "--preset {laptop,paper}" in text
+    assert "--preset {laptop,paper,paper-best,paper-online}" in text
     assert f"(default: {preset})" in text
     assert f"--env STR The single-task OGBench name. (default: {CUBE})" in text
     assert "--batch-size INT Transitions in an update. (default: 256)" in text
@@ -119,7 +126,11 @@ def test_as_a_module():
         (["trian"], "Unknown command 'trian'; did you mean train?"),
         (["train", "--agent", "flok"], "Unknown agent 'flok'; did you mean floq?"),
         (["train", "--agent"], "argument --agent: expected one argument"),
-        (["train", "--preset", "papr"], "Unknown preset 'papr'; did you mean paper?"),
+        (["train", "--preset", "papr"], "Unknown preset 'papr'; did you mean paper"),
+        (["train", "--preset", "paper", "--agent", "bc"], "agent of the papers' cube-single 'bc'"),
+        (["train", "--preset", "paper-online", "--agent", "fql"], "cube-single online 'fql'"),
+        (["train", "--critic.kind", "resnet"], "Unknown kind of network 'resnet'; did you mean"),
+        (["train", "--critic.kind"], "argument --critic.kind: expected one argument"),
         (["train", "--env", "cube-singel-play-v0"], "Did you mean cube-single-play-v0"),
         (["train", "--env", "cube-single-play-v0"], "cube-single-play-singletask-task1-v0"),
         (
@@ -166,6 +177,9 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, message):
         (["train", "--num-update", "4"], "--num-updates"),
         (["train", "--num-updates", "many"], "many"),
         (["train", "--agent", "fql", "--num-noise", "4"], "--num-noise"),
+        (["train", "--agent", "bc", "--critic.kind", "residual"], "--critic.kind"),
+        (["train", "--critic.kind", "residual", "--critic.hidden-sizes", "8"], "hidden-sizes"),
+        (["train", "--critic.width", "8"], "--critic.width"),
         (["train", "--solver", "eular"], "euler"),
         (["evaluate"], "STR"),
         (["evaluate", "x", "--checkpiont", "3"], "--checkpoint"),
@@ -230,6 +244,7 @@ def test_train(run, capsys):
     status, out, err = floq(capsys, "train", *words, "--resume")
     assert (status, err) == (0, "")
     assert "finished before: update 10 of 10" in out
+    assert out.endswith(published(folder.name, CUBE) + "\n")
     status, _, err = floq(capsys, "train", *words, "--resume", "--alpha", "3")
     assert status == 1
     assert "Different: alpha: 300.0 before, 3.0 now." in err
@@ -253,11 +268,50 @@ def test_where_a_run_goes(capsys, monkeypatch, tmp_path):
     assert str(folder) == "runs/scene-play-singletask-task2-floq-paper-seed0"
     assert (config.environment, config.num_updates) == (env, 2_000_000)
     assert type(config.agent.solver).__name__ == "Heun"
+    env = "antmaze-giant-navigate-singletask-v0"
+    floq(capsys, "train", "--preset=paper-best", "--env", env)
+    config, folder = seen[2]
+    assert str(folder) == "runs/antmaze-giant-navigate-singletask-floq-paper-best-seed0"
+    assert (config.agent.num_steps, config.batch_size) == (4, 512)
+
+
+def test_a_residual_critic(capsys, monkeypatch, data, tmp_path):
+    """The control with matched compute: its kind, its options, and the rest as it was."""
+    words = ["train", "--agent", "fql", "--critic.kind", "residual"]
+    status, out, _ = floq(capsys, *words, "--help")
+    assert status == 0
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
+    assert "--critic.kind {mlp,residual} What the network is" in text
+    assert "(default: residual) --critic.width INT (default: 128)" in text
+    assert "(default: mlp) --actor.hidden-sizes" in text
+
+    folder = tmp_path / "run"
+    words += [*SMALL[:-4], "--actor.hidden-sizes", "8", "--data", str(data), "--out", str(folder)]
+    words += ["--critic.width=8", "--critic.num-blocks", "2", "--critic.block-layers", "1"]
+    status, _, err = floq(capsys, *words)
+    assert (status, err) == (0, "")
+    plain = json.loads((folder / "config.json").read_text())["hyperparameters"]
+    sizes = {"width": 8, "num_blocks": 2, "block_layers": 1}
+    others = {"layer_norm": True, "norm_first": False}
+    assert plain["critic"] == {"kind": "residual"} | sizes | others
+    assert plain["actor"]["hidden_sizes"] == [8]
+    _, state = Run(folder).load()
+    assert [len(block) for block in state.params.critic.network.blocks] == [1, 1]
+
+    seen = []
+    monkeypatch.setattr(cli, "train", lambda config, *a, **k: (seen.append(config), 1 / 0))
+    scene = ["--env", "scene-play-singletask-v0", "--preset", "paper"]
+    floq(capsys, *words[:5], *scene)
+    floq(capsys, "train", "--agent", "fql", "--critic.kind", "mlp", *scene)
+    residual, mlp = (config.agent.critic for config in seen)
+    assert residual == ResidualConfig(width=512, layer_norm=True)
+    assert mlp == MLPConfig(layer_norm=True)
 
 
 def test_evaluate(run, capsys, monkeypatch):
     folder, _ = run
     line = r"success \d\.\d\d, return -?\d+\.\d ± \d+\.\d, length \d+ ± \d+ \(1 episodes\)\n"
+    line += re.escape(published(folder.name, CUBE) + "\n")
     status, out, err = floq(capsys, "evaluate", str(folder), "--episodes", "1")
     assert (status, err) == (0, "")
     assert re.fullmatch("update 10: " + line, out)
@@ -276,10 +330,7 @@ def test_evaluate_with_another_integral(run, capsys, monkeypatch):
     status, _, err = floq(capsys, *words, *options, "--num-candidates", "3")
     if folder.name == "fql":
         assert status == 1
-        assert (
-            err
-            == "floq: error: A policy of FQL integrates no value: num_candidates means nothing.\n"
-        )
+        assert err == "floq: error: A policy of FQL integrates no value: num_steps means nothing.\n"
         return
     assert (status, err) == (0, "")
     status, _, err = floq(capsys, *words, *options)

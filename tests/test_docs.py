@@ -157,6 +157,14 @@ def write_run() -> None:
         run.save(manager, agent.init(28, 5, key=jax.random.key(0)))
 
 
+def test_an_agent_takes_under_60_lines():
+    """Its imports included, blank ones not."""
+    _, code = blocks(DOCS / "adding-an-agent.md")[0]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) < 60
+    assert all(len(line) <= 100 for line in lines)
+
+
 def test_pages_are_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES:

@@ -12,11 +12,12 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import Action, FloatLike, Key, Metrics, Number, Observation, Scalar
-from ..data.transitions import Batch
+from ..data.transitions import Batch, reward_range
 from ..targets import Aggregation
 
 Noise = Any
 T = TypeVar("T")
+AgentT = TypeVar("AgentT", bound="Agent")
 
 # What hyperparameters of these names may be, whichever agent has them; the last says whether the
 # upper end is excluded.
@@ -26,8 +27,16 @@ _RANGES = {
     "discount": (0, 1, True),
     "alpha": (0, float("inf"), False),
     "expectile": (0, 1, True),
+    "temperature": (0, float("inf"), False),
 }
-_COUNTS = ("decay_updates", "ensemble_size", "flow_steps", "num_noise", "num_candidates")
+_COUNTS = (
+    "decay_updates",
+    "ensemble_size",
+    "flow_steps",
+    "num_noise",
+    "num_steps",
+    "num_candidates",
+)
 
 
 class State(eqx.Module):
@@ -72,6 +81,13 @@ class Agent(eqx.Module):
         check_sizes(**{name: count for name, count in counts.items() if count is not None})
         if hasattr(self, "aggregation"):
             check_choice("aggregation", self.aggregation, Aggregation)  # pyright: ignore
+        rewards = [getattr(self, name, None) for name in ("reward_min", "reward_max")]
+        low, high = (r if isinstance(r, int | float) else None for r in rewards)
+        if low is not None and high is not None and not low < high:
+            raise ValueError(
+                f"Needs reward_min < reward_max, got {low} and {high}: with equal rewards every "
+                "value is the same and their interval is empty."
+            )
 
     @abc.abstractmethod
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
@@ -98,9 +114,14 @@ class Agent(eqx.Module):
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         """The action for one observation, each component in [-1, 1]."""
 
-    def for_data(self, data: Batch) -> "Agent":
-        """The agent with what it must know of the data: here, the size of an action."""
-        return dataclasses.replace(self, action_size=data.action.shape[1])
+    def for_data(self: AgentT, data: Batch) -> AgentT:
+        """The agent with what it must know of the data: the size of an action and, where the agent
+        has them, the smallest and largest reward.
+        """
+        known: dict[str, Any] = {"action_size": data.action.shape[1]}
+        if hasattr(self, "reward_min"):
+            known["reward_min"], known["reward_max"] = reward_range(data)
+        return dataclasses.replace(self, **known)
 
     def action_shape(self, *batch: int) -> tuple[int, ...]:
         """`(*batch, action_size)`, for drawing noise.
@@ -172,9 +193,23 @@ def average(slow: T, fast: T, rate: FloatLike) -> T:
 
 
 def best_of(
-    action: Float[Array, "candidate action"], value: Float[Array, "candidate"]
+    action: Float[Array, "candidate action"],
+    value: Float[Array, "candidate"],
+    *,
+    temperature: FloatLike = 0.0,
+    key: Key | None = None,
 ) -> Float[Array, "action"]:
-    """The candidate of the highest value: what extracts a policy without training one."""
+    r"""One of the candidates, drawn in proportion to $\exp(Q / \text{temperature})$.
+
+    This extracts a policy without training one: at temperature 0 it is the best of N; above, with
+    candidates of the behaviour, rejection sampling of the policy that is regularised towards it.
+
+    **Arguments:** the candidates, their values, the temperature in units of the return, and a key
+    for the draw; without one the best is taken.
+    """
+    if key is not None:
+        # The largest of values disturbed by Gumbel noise is a draw from their softmax.
+        value = value + temperature * jax.random.gumbel(key, value.shape)
     return action[jnp.argmax(value)]
 
 

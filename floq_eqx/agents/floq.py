@@ -5,7 +5,6 @@ Value-Based RL" (arXiv 2509.06863), algorithm 1; where the paper and its release
 released code, because the published results are its.
 """
 
-import dataclasses
 from typing import Literal, TypeAlias
 
 import diffrax
@@ -15,10 +14,10 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from .._types import Action, FloatLike, Key, Metrics, Number, Observation, Scalar
+from .._types import FloatLike, Key, Metrics, Number, Scalar
 from ..actors import AbstractPolicy
 from ..critics import Critic, member_values
-from ..data.transitions import Batch, reward_range
+from ..data.transitions import Batch
 from ..embeddings import AbstractEmbedding, Cosine, Fourier, HLGauss, Rescale
 from ..integrate import solve_flow
 from ..losses import distillation_loss, squared_error, value_flow_loss
@@ -26,8 +25,8 @@ from ..networks import MLPConfig, NetworkConfig, ensemble
 from ..paths import linear_path
 from ..targets import Aggregation, Backup, aggregate, flow_td_target
 from ..velocity import EndpointVelocity, ValueVelocity, member_velocities
-from .base import State, average, best_of, check_choice, check_range, check_sizes, frozen
-from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise
+from .base import State, average, check_choice, check_range, check_sizes, frozen
+from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise, Proposal
 
 ValueEmbedding: TypeAlias = Literal["hl_gauss", "rescaled"]
 TimeEmbedding: TypeAlias = Literal["cosine", "fourier", "raw"]
@@ -85,7 +84,9 @@ class Floq(FlowPolicyAgent):
         it is then regressed.
     - `extraction`: the actor raises the distilled critic, or the integral of the field itself;
         then no critic is distilled.
-    - `num_candidates`: N > 1 makes `act` draw N actions and take that of the highest integral.
+    - `num_candidates`: N > 1 makes `act` draw N actions and choose by the integral.
+    - `proposal`: where they come from: the one-step actor or the behavioural flow.
+    - `temperature`: of the choice, in units of the return; at 0 the best is taken.
     - `flow_steps`: Euler steps of the behavioural flow.
     - `normalise_q`: divide the actor's Q term by mean |Q|.
     - `value_embedding`: what the field sees of z.
@@ -118,6 +119,8 @@ class Floq(FlowPolicyAgent):
     prediction: Prediction = eqx.field(static=True, default="velocity")
     extraction: Extraction = eqx.field(static=True, default="distilled")
     num_candidates: int = eqx.field(static=True, default=1)
+    proposal: Proposal = eqx.field(static=True, default="one_step")
+    temperature: FloatLike = 0.0
     flow_steps: int = eqx.field(static=True, default=10)
     normalise_q: bool = eqx.field(static=True, default=False)
     value_embedding: ValueEmbedding = eqx.field(static=True, default="hl_gauss")
@@ -133,24 +136,12 @@ class Floq(FlowPolicyAgent):
 
     def __check_init__(self):
         check_range("noise_coverage", self.noise_coverage, 0)
-        check_sizes(num_steps=self.num_steps, distilled_size=self.distilled_size)
+        check_sizes(distilled_size=self.distilled_size)
         check_choice("backup", self.backup, Backup)
         check_choice("prediction", self.prediction, Prediction)
         check_choice("extraction", self.extraction, Extraction)
         check_choice("value_embedding", self.value_embedding, ValueEmbedding)
         check_choice("time_embedding", self.time_embedding, TimeEmbedding)
-        rewards = (self.reward_min, self.reward_max)
-        if all(isinstance(r, int | float) for r in rewards) and not rewards[0] < rewards[1]:
-            raise ValueError(
-                f"Needs reward_min < reward_max, got {rewards}: with equal rewards every value "
-                "is the same and z0 has no interval."
-            )
-
-    def for_data(self, data: Batch) -> "Floq":
-        """The agent with the size of an action and the range of rewards of `data`."""
-        low, high = reward_range(data)
-        size = data.action.shape[1]
-        return dataclasses.replace(self, action_size=size, reward_min=low, reward_max=high)
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
         self.check_init_sizes(observation_size, action_size)
@@ -296,19 +287,15 @@ class Floq(FlowPolicyAgent):
     def next_targets(self, state: State) -> ValueVelocity:
         return average(state.targets, state.params.field, self.target_rate)
 
-    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
-        params = state.params
-        if self.num_candidates == 1:
-            return params.policy.act(observation, jax.random.normal(key, self.action_shape()))
-        action_key, value_key = jax.random.split(key)
-        noise = jax.random.normal(action_key, self.action_shape(self.num_candidates))
-        action = jax.vmap(params.policy.act, in_axes=(None, 0))(observation, noise)
-        # The same z0 for all candidates: only the actions make a difference.
-        z0 = self.initial_value(jax.random.uniform(value_key, (self.num_noise,)))
-        value = self.integrate(
-            params.field,
-            jnp.broadcast_to(z0, (self.num_candidates, self.num_noise)),
-            jnp.broadcast_to(observation, (self.num_candidates, *observation.shape)),
-            action,
-        )
-        return best_of(action, jnp.mean(value, axis=(0, 2)))
+    def candidate_value(
+        self,
+        params: FloqParams,
+        observation: Float[Array, "candidate observation"],
+        action: Float[Array, "candidate action"],
+        *,
+        key: Key,
+    ) -> Float[Array, "candidate"]:
+        """The integral: the mean over members and `num_noise` samples of z0."""
+        z0 = self.initial_value(jax.random.uniform(key, (self.num_noise,)))
+        z0 = jnp.broadcast_to(z0, (len(action), self.num_noise))
+        return jnp.mean(self.integrate(params.field, z0, observation, action), axis=(0, 2))

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from .._types import FloatLike, Key, Metrics, Scalar
 from ..critics import Critic, member_values
 from ..data.transitions import Batch
 from ..losses import critic_loss, squared_error
 from ..networks import MLPConfig, NetworkConfig, ensemble
 from ..targets import Aggregation, aggregate, td_target
 from .base import State, average
-from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise
+from .flow_policy import FlowPolicy, FlowPolicyAgent, FqlNoise, Proposal
 
 
 class FqlParams(eqx.Module):
@@ -23,12 +23,6 @@ class FqlParams(eqx.Module):
 
     critic: Critic
     policy: FlowPolicy
-
-
-class FqlNoise(FlowPolicyNoise):
-    """The random numbers of one update: standard normal, but `bc_time` uniform in [0, 1)."""
-
-    next_action: Float[Array, "batch action"]
 
 
 class FQL(FlowPolicyAgent):
@@ -45,6 +39,9 @@ class FQL(FlowPolicyAgent):
     - `alpha`: the weight of the actor's distillation from the behavioural flow.
     - `ensemble_size`: members of the critic.
     - `aggregation`: how the target combines the members.
+    - `num_candidates`: N > 1 makes `act` draw N actions and choose by Q.
+    - `proposal`: where they come from: the one-step actor or the behavioural flow.
+    - `temperature`: of the choice, in units of the return; at 0 the best is taken.
     - `flow_steps`: Euler steps of the behavioural flow.
     - `normalise_q`: divide the actor's Q term by mean |Q|.
     - `critic`: its network; a [`floq_eqx.networks.ResidualConfig`][] makes it residual.
@@ -59,6 +56,9 @@ class FQL(FlowPolicyAgent):
     alpha: FloatLike = 10.0
     ensemble_size: int = eqx.field(static=True, default=2)
     aggregation: Aggregation = eqx.field(static=True, default="mean")
+    num_candidates: int = eqx.field(static=True, default=1)
+    proposal: Proposal = eqx.field(static=True, default="one_step")
+    temperature: FloatLike = 0.0
     flow_steps: int = eqx.field(static=True, default=10)
     normalise_q: bool = eqx.field(static=True, default=False)
     critic: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
@@ -76,14 +76,7 @@ class FQL(FlowPolicyAgent):
         return self.fresh_state(FqlParams(critic, policy), critic)
 
     def noise(self, batch_size: int, *, key: Key) -> FqlNoise:
-        keys = jax.random.split(key, 4)
-        shape = self.action_shape(batch_size)
-        return FqlNoise(
-            next_action=jax.random.normal(keys[0], shape),
-            bc_action=jax.random.normal(keys[1], shape),
-            bc_time=jax.random.uniform(keys[2], (batch_size,)),
-            actor=jax.random.normal(keys[3], shape),
-        )
+        return FqlNoise.draw(self.action_shape(batch_size), key=key)
 
     def critic_loss(
         self, params: FqlParams, targets: Critic, batch: Batch, noise: FqlNoise
@@ -114,6 +107,13 @@ class FQL(FlowPolicyAgent):
     def next_targets(self, state: State) -> Critic:
         return average(state.targets, state.params.critic, self.target_rate)
 
-    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
-        noise = jax.random.normal(key, self.action_shape())
-        return state.params.policy.act(observation, noise)
+    def candidate_value(
+        self,
+        params: FqlParams,
+        observation: Float[Array, "candidate observation"],
+        action: Float[Array, "candidate action"],
+        *,
+        key: Key,
+    ) -> Float[Array, "candidate"]:
+        """The mean over members."""
+        return jnp.mean(member_values(params.critic, observation, action), axis=0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from .._types import Action, FloatLike, Key, Metrics, Number, Observation, Scalar
+from .._types import FloatLike, Key, Metrics, Number, Scalar
 from ..critics import QuantileCritic, member_quantiles
 from ..data.transitions import Batch
 from ..embeddings import Fourier
@@ -20,7 +20,7 @@ from ..losses import quantile_loss, squared_error
 from ..networks import MLPConfig, NetworkConfig, ensemble
 from ..targets import Aggregation, aggregate, flow_td_target
 from .base import State, average, check_choice, check_range
-from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise
+from .flow_policy import FlowPolicy, FlowPolicyAgent, FlowPolicyNoise, Proposal
 
 QuantileLoss: TypeAlias = Literal["squared", "huber"]
 
@@ -63,6 +63,9 @@ class IQN(FlowPolicyAgent):
     - `huber_threshold`: where the Huber loss becomes linear, in units of the return.
     - `ensemble_size`: members of the critic.
     - `aggregation`: how the target combines the members.
+    - `num_candidates`: N > 1 makes `act` draw N actions and choose by Q.
+    - `proposal`: where they come from: the one-step actor or the behavioural flow.
+    - `temperature`: of the choice, in units of the return; at 0 the best is taken.
     - `flow_steps`: Euler steps of the behavioural flow.
     - `normalise_q`: divide the actor's Q term by mean |Q|.
     - `num_terms`: cosines that embed a quantile level.
@@ -81,6 +84,9 @@ class IQN(FlowPolicyAgent):
     huber_threshold: Number = eqx.field(static=True, default=1.0)
     ensemble_size: int = eqx.field(static=True, default=2)
     aggregation: Aggregation = eqx.field(static=True, default="mean")
+    num_candidates: int = eqx.field(static=True, default=1)
+    proposal: Proposal = eqx.field(static=True, default="one_step")
+    temperature: FloatLike = 0.0
     flow_steps: int = eqx.field(static=True, default=10)
     normalise_q: bool = eqx.field(static=True, default=False)
     num_terms: int = eqx.field(static=True, default=64)
@@ -161,6 +167,16 @@ class IQN(FlowPolicyAgent):
     def next_targets(self, state: State) -> QuantileCritic:
         return average(state.targets, state.params.critic, self.target_rate)
 
-    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
-        noise = jax.random.normal(key, self.action_shape())
-        return state.params.policy.act(observation, noise)
+    def candidate_value(
+        self,
+        params: IqnParams,
+        observation: Float[Array, "candidate observation"],
+        action: Float[Array, "candidate action"],
+        *,
+        key: Key,
+    ) -> Float[Array, "candidate"]:
+        """The mean over members and `num_noise` quantiles at evenly spread levels."""
+        levels = (jnp.arange(self.num_noise, dtype=float) + 0.5) / self.num_noise
+        levels = jnp.broadcast_to(levels, (len(action), self.num_noise))
+        value = member_quantiles(params.critic, observation, action, levels)
+        return jnp.mean(value, axis=(0, 2))

@@ -10,20 +10,30 @@ import diffrax
 from ..networks import MLPConfig, ResidualConfig
 from .base import Agent
 from .bc import BC, BCFlow
+from .c51 import C51
+from .evor import EVOR
 from .floq import Floq
 from .fql import FQL
 from .ifql import IFQL
 from .iql import IQL
 from .iqn import IQN
 from .rebrac import ReBRAC
+from .sac import SAC
+from .sorl import SORL
+from .value_flows import ValueFlows
 
 AGENTS: dict[str, type[Agent]] = {
     "floq": Floq,
     "fql": FQL,
     "iqn": IQN,
+    "c51": C51,
+    "value_flows": ValueFlows,
+    "sorl": SORL,
+    "evor": EVOR,
     "iql": IQL,
     "ifql": IFQL,
     "rebrac": ReBRAC,
+    "sac": SAC,
     "bc": BC,
     "bc_flow": BCFlow,
 }
@@ -44,7 +54,8 @@ SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
 }
 """The explicit solvers that a configuration can name; in code, any Diffrax solver will do."""
 
-_NETWORKS = {"mlp": MLPConfig, "residual": ResidualConfig}
+NETWORKS = {"mlp": MLPConfig, "residual": ResidualConfig}
+"""The kinds of network that a configuration can name."""
 
 
 def nearest(kind: str, name: Any, known: Iterable[str]) -> ValueError:
@@ -61,7 +72,7 @@ def to_plain(agent: Agent) -> dict[str, Any]:
     """
 
     def plain(value: Any) -> Any:
-        for kind, config in _NETWORKS.items():
+        for kind, config in NETWORKS.items():
             if isinstance(value, config):
                 return {"kind": kind} | plain(dataclasses.asdict(value))
         if isinstance(value, diffrax.AbstractSolver):
@@ -101,9 +112,9 @@ def _from_plain_value(key: str, value: Any) -> Any:
     if isinstance(value, dict):
         fields = dict(value)
         kind = fields.pop("kind", None)
-        if kind not in _NETWORKS:
-            raise nearest("kind of network", kind, _NETWORKS)
-        return _NETWORKS[kind](**{k: _from_plain_value(k, v) for k, v in fields.items()})
+        if kind not in NETWORKS:
+            raise nearest("kind of network", kind, NETWORKS)
+        return NETWORKS[kind](**{k: _from_plain_value(k, v) for k, v in fields.items()})
     if isinstance(value, list):
         return tuple(value)
     if key == "solver":

@@ -9,6 +9,7 @@ from .ogbench import (
     make_environment as make_environment,
     parse_name as parse_name,
 )
+from .replay import Replay as Replay, sample_mixture as sample_mixture
 from .transitions import (
     Batch as Batch,
     check_data as check_data,
@@ -20,6 +21,7 @@ from .transitions import (
 __all__ = [
     "Batch",
     "DatasetName",
+    "Replay",
     "check_data",
     "collect_dataset",
     "dataset_names",
@@ -29,5 +31,6 @@ __all__ = [
     "parse_name",
     "reward_range",
     "sample",
+    "sample_mixture",
     "take",
 ]
