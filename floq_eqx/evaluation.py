@@ -55,7 +55,7 @@ def evaluate(
 
     **Arguments:**
 
-    - `agent`, `state`: who acts.
+    - `agent`, `state`: who acts, as `agent.for_evaluation()` says.
     - `environments`: from [`floq_eqx.evaluation.make_environments`][], or any Gymnasium vector
         environment with `autoreset_mode=AutoresetMode.DISABLED` and actions in [-1, 1].
     - `num_episodes`: at least 1.
@@ -68,6 +68,7 @@ def evaluate(
 
     check_sizes(num_episodes=num_episodes)
     _check_seed(seed)
+    agent = agent.for_evaluation()
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError(
             "evaluate needs a vector environment with autoreset_mode=AutoresetMode.DISABLED, got "

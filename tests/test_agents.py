@@ -16,6 +16,7 @@ from floq_eqx.data import Batch
 from floq_eqx.networks import MLPConfig, ResidualConfig
 from floq_eqx.paths import linear_path
 from floq_eqx.training import train_steps
+from floq_eqx.training.loop import with_arrays
 from floq_eqx.velocity import ValueVelocity, member_velocities
 
 KEY = jax.random.key(0)
@@ -28,12 +29,15 @@ def hyperparameters(name):
 
 
 def small(name, **changes):
-    """An agent with tiny networks and few samples."""
+    """An agent with tiny networks and few samples.
+
+    Its numbers are arrays, so that other ones do not compile again.
+    """
     known = hyperparameters(name)
     networks = {key for key, f in known.items() if isinstance(f.default, MLPConfig)}
     settings = {key: value for key, value in FEW.items() if key in known}
     settings |= dict.fromkeys(networks, SMALL) | {"action_size": 2}
-    return AGENTS[name](**(settings | changes))
+    return with_arrays(AGENTS[name](**(settings | changes)))
 
 
 def transitions(size=6, seed=1):
@@ -66,9 +70,32 @@ def loss_of(agent, state, noise, batch=BATCH):
 
 
 @eqx.filter_jit
+def update(agent, state, noise, batch=BATCH):
+    return agent.update(state, batch, noise)
+
+
+@eqx.filter_jit
+def gradients_of(agent, state, noise):
+    """Those of the parameters and of the targets."""
+    loss = eqx.filter_grad(lambda both: agent.loss(*both, BATCH, noise)[0])
+    return loss((state.params, state.targets))
+
+
 def gradient_of(agent, state, noise):
-    loss = eqx.filter_grad(lambda p: agent.loss(p, state.targets, BATCH, noise)[0])
-    return loss(state.params)
+    return gradients_of(agent, state, noise)[0]
+
+
+@eqx.filter_jit
+def actions_of(agent, state, observation, keys):
+    return jax.vmap(lambda key: agent.act(state, observation, key=key))(keys)
+
+
+@eqx.filter_jit
+def value_of_actions(agent, state, observation, keys):
+    """The mean Q, by which candidates are chosen, of actions on these keys."""
+    action = actions_of(agent, state, observation, keys)
+    observations = jnp.broadcast_to(observation, (len(keys), *observation.shape))
+    return jnp.mean(agent.candidate_value(state.params, observations, action, key=KEY))
 
 
 @eqx.filter_jit
@@ -105,10 +132,10 @@ class TestContracts:
     def test_loss_has_no_hidden_randomness(self, name):
         agent = small(name)
         state, noise = start(agent)
-        first, again = (loss_of(agent, state, noise) for _ in range(2))
+        first, again = (update(agent, state, noise) for _ in range(2))
         assert_trees_close(first, again)
-        other, _ = loss_of(agent, state, agent.noise(len(BATCH), key=jax.random.key(3)))
-        assert (other != first[0]) == (noise is not None)
+        _, other = update(agent, state, agent.noise(len(BATCH), key=jax.random.key(3)))
+        assert (other["loss"] != first[1]["loss"]) == (noise is not None)
 
     def test_noise_covers_every_random_number(self, name):
         agent = small(name)
@@ -137,7 +164,7 @@ class TestContracts:
     def test_update_is_adam_and_an_average_of_the_parameters_before(self, name):
         agent = small(name, **only(name, target_rate=0.25, learning_rate=0.01))
         state, noise = start(agent)
-        new, metrics = eqx.filter_jit(agent.update)(state, BATCH, noise)
+        new, metrics = update(agent, state, noise)
         if state.targets is not None:
             expected = average(state.targets, AVERAGED[name](state.params), 0.25)
             assert_trees_close(new.targets, expected, rtol=1e-6, atol=1e-7)
@@ -153,9 +180,9 @@ class TestContracts:
     def test_learning_rate_decays_to_zero(self, name):
         agent = small(name, decay_updates=2, learning_rate=0.01)
         state, noise = start(agent)
-        update, moved = eqx.filter_jit(agent.update), []
+        moved = []
         for _ in range(4):
-            new, _ = update(state, BATCH, noise)
+            new, _ = update(agent, state, noise)
             pairs = zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True)
             moved.append(max(float(jnp.abs(a - b).max()) for a, b in pairs))
             state = new
@@ -166,11 +193,7 @@ class TestContracts:
     def test_targets_get_no_gradient(self, name):
         agent = small(name)
         state, noise = start(agent)
-        if state.targets is None:
-            return
-        grads = eqx.filter_grad(lambda targets: agent.loss(state.params, targets, BATCH, noise)[0])(
-            state.targets
-        )
+        _, grads = gradients_of(agent, state, noise)
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
     def test_actor_terms_leave_the_critics_alone(self, name):
@@ -201,10 +224,8 @@ class TestContracts:
         values = jnp.array([0.1, 0.9])
         state, noise = start(small(name))
 
-        @eqx.filter_jit
         def updated(value):
-            agent = small(name, **{key: value})
-            new, metrics = agent.update(state, BATCH, noise)
+            new, metrics = update(small(name, **{key: value}), state, noise)
             return metrics["loss"], jax.tree.leaves(new.params)[0]
 
         swept = eqx.filter_jit(eqx.filter_vmap(updated))(values)
@@ -217,23 +238,22 @@ class TestContracts:
         traces = []
 
         @eqx.filter_jit
-        def update(agent, state, batch, noise):
+        def traced(agent, state, batch, noise):
             traces.append(None)
-            return agent.update(state, batch, noise)
+            return agent.loss(state.params, state.targets, batch, noise)[0] * agent.learning_rate
 
         state, noise = start(small(name))
         names = ("alpha", "discount", "learning_rate", "target_rate")
         for scale in (0.5, 0.25):
             values = {key: jnp.asarray(scale, jnp.float32) for key in names}
             agent = small(name, **only(name, **values))
-            update(agent, state, transitions(seed=int(100 * scale)), noise)
+            traced(agent, state, transitions(seed=int(100 * scale)), noise)
         assert len(traces) == 1
 
     def test_act(self, name):
         agent = small(name)
         state, _ = start(agent)
-        act = jax.vmap(lambda key: agent.act(state, 10 * jnp.ones(3), key=key))
-        actions = act(jax.random.split(KEY, 100))
+        actions = actions_of(agent, state, 10 * jnp.ones(3), jax.random.split(KEY, 100))
         assert actions.shape == (100, 2)
         assert jnp.abs(actions).max() <= 1
         deterministic = name in ("bc", "iql", "rebrac")
@@ -250,20 +270,18 @@ class TestContracts:
             # Values of untrained networks, some of which the usual bounds would clip.
             bounds = only(name, reward_max=1.0)
             agent = small(name, proposal=proposal, **bounds, **changes)
-            action = jax.vmap(lambda key: agent.act(state, observation, key=key))(keys)
-            observations = jnp.broadcast_to(observation, (64, 3))
-            value = agent.candidate_value(state.params, observations, action, key=KEY)
-            return float(value.mean())
+            return float(value_of_actions(agent, state, observation, keys))
 
-        one, hot = q(num_candidates=1), q(num_candidates=32, temperature=1e4)
-        assert one < q(num_candidates=32, temperature=0.05) <= q(num_candidates=32) + 1e-3
-        assert abs(hot - one) < 0.5 * (q(num_candidates=32) - one)
+        one = q(num_candidates=1)
+        hot, warm, best = (q(num_candidates=32, temperature=t) for t in (1e4, 0.05, 0.0))
+        assert one < warm <= best + 1e-3
+        assert abs(hot - one) < 0.5 * (best - one)
 
     def test_nan_in_a_batch_shows_in_the_metrics(self, name):
         agent = small(name)
         state, noise = start(agent)
         batch = dataclasses.replace(BATCH, action=BATCH.action.at[2].set(jnp.nan))
-        _, metrics = eqx.filter_jit(agent.update)(state, batch, noise)
+        _, metrics = update(agent, state, noise, batch)
         assert jnp.isnan(metrics["loss"])
 
     @pytest.mark.parametrize(

@@ -365,7 +365,11 @@ def test_plot(run, capsys, tmp_path):
     shutil.copytree(folder, other)
     path = tmp_path / "curves.svg"
     words = ["plot", str(folder), str(other), "--out", str(path), "--metric", "lengths"]
-    assert floq(capsys, *words) == (0, f"wrote {path}\n", "")
+    status, _, err = floq(capsys, *words)
+    assert (status, "have the same configuration and seed" in err) == (1, True)
+    status, out, err = floq(capsys, *words, "--aggregate", "none")
+    assert (status, err) == (0, "")
+    assert out.endswith(f"|\n\nwrote {path}\n")
     assert path.stat().st_size > 5000
     (other / "evaluation.csv").unlink()
     status, _, err = floq(capsys, *words)

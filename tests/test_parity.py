@@ -162,6 +162,18 @@ class TestFromFlax:
         with pytest.raises(ValueError, match=message):
             interop.from_flax(self.reference.below("params0"), config)
 
+    def test_both_members_of_value_flows_are_needed(self):
+        reference = Reference("value_flows_default")
+        params = reference.below("params0")
+        del params["modules_critic_flow2/value_net/Dense_1/bias"]
+        with pytest.raises(
+            ValueError, match="unknown: modules_critic_flow1/value_net/Dense_1/bias"
+        ):
+            interop.from_flax(params, reference.config)
+        config = reference.config | {"clip_flow_returns": False}
+        with pytest.raises(ValueError, match="clip_flow_returns"):
+            interop.from_flax(reference.below("params0"), config)
+
     def test_state_is_fresh(self):
         _, state = self.reference.load("params0")
         assert int(state.step) == 0

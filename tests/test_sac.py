@@ -3,19 +3,21 @@
 import dataclasses
 
 import equinox as eqx
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from floq_eqx.actors import TanhGaussianActor
 from floq_eqx.agents import SAC
 from floq_eqx.critics import member_values
 from floq_eqx.data import Batch, Replay
+from floq_eqx.data.environments import make_box_environment
+from floq_eqx.evaluation import evaluate
 from floq_eqx.networks import MLPConfig
-from floq_eqx.training import train_steps
+from floq_eqx.training import fit_online, train_steps
 
 KEY = jax.random.key(0)
 SMALL = MLPConfig((16,), layer_norm=True)
@@ -139,8 +141,8 @@ class TestLosses:
             reached = any(np.any(leaf) for leaf in jax.tree.leaves(getattr(gradient, part)))
             assert reached == (part == term), part
 
-    def test_deterministic(self):
-        agent, (state, *_) = dataclasses.replace(self.agent, deterministic=True), self.start()
+    def test_is_evaluated_by_its_mean(self):
+        agent, (state, *_) = self.agent.for_evaluation(), self.start()
         mean, _ = state.params.actor(jnp.ones(3))
         for seed in range(2):
             action = agent.act(state, jnp.ones(3), key=jax.random.key(seed))
@@ -193,51 +195,9 @@ def test_finds_the_maximum_entropy_policy_of_one_step():
     assert drawn.std() == pytest.approx(spread, rel=0.1)
 
 
-def pendulum_returns(agent, seed, *, steps, batch_size, random_steps=500, episodes=10):
-    """The returns of the policy's mean after learning for so many steps, one update each."""
-    environment = gymnasium.make("Pendulum-v1")
-    scale = float(environment.action_space.high[0])
-    key = jax.random.key(seed)
-
-    @eqx.filter_jit(donate="all-except-first")
-    def step(inputs, replay):
-        state, transition = inputs
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        replay = replay.add(transition)
-        batch = replay.sample(batch_size, key=keys[0])
-        state, _ = agent.update(state, batch, agent.noise(batch_size, key=keys[1]))
-        action = agent.act(state, transition.next_observation[0], key=keys[2])
-        return state, replay, action
-
-    calm = dataclasses.replace(agent, deterministic=True)
-    act = eqx.filter_jit(lambda state, observation: calm.act(state, observation, key=KEY))
-    state = agent.init(3, 1, key=key)
-    replay = Replay.empty(steps, 3, 1)
-    generator = np.random.default_rng(seed)
-    observation, _ = environment.reset(seed=seed)
-    action = None
-    for index in range(steps):
-        if index < random_steps or action is None:
-            action = generator.uniform(-1, 1, 1)
-        action = np.asarray(action, np.float32)
-        following, reward, terminated, truncated, _ = environment.step(scale * action)
-        rows = (observation, action, reward, not terminated, following)
-        transition = Batch(*(jnp.asarray(np.asarray(x, np.float32)[None]) for x in rows))
-        state, replay, action = step((state, transition), replay)
-        observation = following
-        if terminated or truncated:  # the next action is then for a state that is over
-            (observation, _), action = environment.reset(), None
-    returns = []
-    for episode in range(episodes):
-        observation, _ = environment.reset(seed=1000 + episode)
-        total, over = 0.0, False
-        while not over:
-            action = np.asarray(act(state, jnp.asarray(observation)))
-            observation, reward, terminated, truncated, _ = environment.step(scale * action)
-            total, over = total + float(reward), terminated or truncated
-        returns.append(total)
-    environment.close()
-    return returns
+def pendulums(num):
+    make = [lambda: make_box_environment("Pendulum-v1")] * num
+    return SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
 
 
 @pytest.mark.slow
@@ -250,5 +210,10 @@ def test_learns_pendulum(seed):
         actor=MLPConfig((64, 64), output_scale=0.01),
         learning_rate=3e-3, target_rate=0.01, discount=0.95, action_size=1,
     )  # fmt: skip
-    returns = pendulum_returns(agent, seed, steps=10_000, batch_size=128)
+    key = jax.random.key(seed)
+    state, _ = fit_online(
+        agent, agent.init(3, 1, key=key), Replay.empty(10_000, 3, 1), pendulums(1),
+        num_steps=10_000, batch_size=128, key=key, warmup=500, seed=seed,
+    )  # fmt: skip
+    returns = evaluate(agent, state, pendulums(10), num_episodes=10, seed=1000).returns
     assert np.mean(returns) > -250, returns

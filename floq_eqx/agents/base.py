@@ -123,6 +123,14 @@ class Agent(eqx.Module):
             known["reward_min"], known["reward_max"] = reward_range(data)
         return dataclasses.replace(self, **known)
 
+    def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
+        """The action by which data is collected: `act`'s, unless that draws none."""
+        return self.act(state, observation, key=key)
+
+    def for_evaluation(self: AgentT) -> AgentT:
+        """The agent as it is evaluated: itself, unless it acts otherwise to explore."""
+        return self
+
     def action_shape(self, *batch: int) -> tuple[int, ...]:
         """`(*batch, action_size)`, for drawing noise.
 

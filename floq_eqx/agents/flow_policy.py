@@ -160,7 +160,7 @@ class FlowPolicyAgent(Agent):
     """An agent with this policy: what is its own is the critic, and the Q that it extracts.
 
     At test time it can draw `num_candidates` actions of its `proposal`, the one-step actor or the
-    behavioural flow, and choose among them by Q at a `temperature`, as [`best_of`][..best_of] does.
+    behavioural flow, and choose among them by Q at a `temperature`: [`floq_eqx.agents.best_of`][].
     """
 
     clips_flow_steps: ClassVar[bool] = False

@@ -115,5 +115,10 @@ class IQL(Agent):
     def next_targets(self, state: State) -> Critic:
         return average(state.targets, state.params.values.critic, self.target_rate)
 
+    def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
+        """A draw from the policy, clipped to [-1, 1]."""
+        noise = jax.random.normal(key, self.action_shape())
+        return jnp.clip(state.params.actor(observation) + noise, -1, 1)
+
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         return jnp.clip(state.params.actor(observation), -1, 1)

@@ -166,5 +166,12 @@ class ReBRAC(Agent):
     def _moves_actor(self, state: State) -> Bool[Array, ""]:
         return state.step % self.actor_every == 0
 
+    def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
+        """The action, with the target policy's noise."""
+        limit = self.actor_noise_clip
+        noise = self.actor_noise * jax.random.normal(key, self.action_shape())
+        action = state.params.actor(observation) + jnp.clip(noise, -limit, limit)
+        return jnp.clip(action, -1, 1)
+
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         return state.params.actor(observation)

@@ -6,6 +6,8 @@ algorithm 1); Ball et al., "Efficient Online Reinforcement Learning with Offline
 part: [`floq_eqx.data.sample_mixture`][].
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -63,7 +65,7 @@ class SAC(Agent):
         component of an action: -0.5 as in RLPD; the original has -1.
     - `initial_temperature`: the weight of the entropy at first, above 0.
     - `backup_entropy`: whether the next action's entropy counts in the target.
-    - `deterministic`: act by the tanh of the mean instead of a draw, for evaluation.
+    - `deterministic`: act by the tanh of the mean instead of a draw, as in every evaluation.
     - `critic`: its network.
     - `actor`: the policy's.
     """
@@ -170,6 +172,9 @@ class SAC(Agent):
 
     def next_targets(self, state: State) -> Critic:
         return average(state.targets, state.params.critic, self.target_rate)
+
+    def for_evaluation(self) -> "SAC":
+        return dataclasses.replace(self, deterministic=True)
 
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         shape = self.action_shape()

@@ -39,10 +39,10 @@ def train_steps(
     `eqx.filter_vmap` this over them: see [`floq_eqx.training.train_seeds`][].
     """
     check_sizes(num_updates=num_updates, batch_size=batch_size)
-    return _train_steps(_with_arrays(agent), state, data, num_updates, batch_size, key)
+    return _train_steps(with_arrays(agent), state, data, num_updates, batch_size, key)
 
 
-def _with_arrays(agent: Agent) -> Agent:
+def with_arrays(agent: Agent) -> Agent:
     """The agent with arrays for its Python numbers, for each of which jit would compile anew."""
     numbers = {
         f.name: jnp.asarray(float(getattr(agent, f.name)))  # weakly typed, as a Python number is
@@ -150,7 +150,7 @@ def fit(
         )
         metrics = {name: np.asarray(values) for name, values in metrics.items()}
         step += count
-        _raise_if_diverged(step, count, metrics, state)
+        raise_if_diverged(step, count, metrics, state)
         progress = Progress(
             step=step,
             state=state,
@@ -162,7 +162,7 @@ def fit(
     return state
 
 
-def _raise_if_diverged(step: int, count: int, metrics: dict[str, np.ndarray], state: State) -> None:
+def raise_if_diverged(step: int, count: int, metrics: dict[str, np.ndarray], state: State) -> None:
     """Looks through the last `count` updates, which ended with number `step`."""
     finite = {name: np.isfinite(values) for name, values in metrics.items()}
     bad = {name: int(np.argmin(values)) for name, values in finite.items() if not values.all()}

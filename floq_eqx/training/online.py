@@ -1,0 +1,312 @@
+"""Learning online: steps of an environment and updates in turn."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._types import Key, Number, Scalar
+from ..agents.base import Agent, State, check_sizes
+from ..data import Batch, Replay, sample_mixture
+from .loop import DivergedError, raise_if_diverged, with_arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineProgress:
+    """What a callback of [`floq_eqx.training.fit_online`][] sees after each chunk of steps.
+
+    **Attributes:**
+
+    - `step`: environment steps so far.
+    - `state`, `replay`: after them; they are overwritten afterwards, so copy what is to be kept.
+    - `metrics`: the means over the chunk's updates of every metric; empty before the first.
+    - `episodes`: the return, length and, where the environment tells it, success of every episode
+        that ended in the chunk.
+    - `env_steps_per_second`, `updates_per_second`: in the chunk.
+    """
+
+    step: int
+    state: State
+    replay: Replay
+    metrics: dict[str, float]
+    episodes: list[dict[str, float]]
+    env_steps_per_second: float
+    updates_per_second: float
+
+
+class EnvironmentFaultError(RuntimeError):
+    """An environment raised, or returned what is no observation or reward.
+
+    **Attributes:** `step`: the environment step it happened in; `progress`: what had been learned
+    until then.
+    """
+
+    def __init__(self, step: int, problem: str):
+        self.step = step
+        self.progress: OnlineProgress | None = None
+        super().__init__(
+            f"The environment failed at step {step}: {problem}. What was learned before is kept; "
+            "mend the environment and continue."
+        )
+
+
+def fit_online(
+    agent: Agent,
+    state: State,
+    replay: Replay,
+    environments: Any,
+    *,
+    num_steps: int,
+    batch_size: int,
+    key: Key,
+    utd: int = 1,
+    warmup: int = 0,
+    offline: Batch | None = None,
+    offline_fraction: Number = 0.5,
+    start: int = 0,
+    chunk: int = 1000,
+    seed: int = 0,
+    callbacks: Iterable[Callable[[OnlineProgress], None]] = (),
+) -> tuple[State, Replay]:
+    """Acts, remembers and learns until `num_steps` environment steps are done.
+
+    A transition that ends its episode keeps the episode's own last observation; if it was
+    truncated, its value is bootstrapped. The random numbers of a step depend on `key` and its
+    number alone.
+
+    **Arguments:**
+
+    - `agent`, `state`: who learns, from scratch or from offline training.
+    - `replay`: what the updates draw from; with the offline data in it
+        ([`floq_eqx.data.Replay.from_data`][]) this is the papers' protocol.
+    - `environments`: as for [`floq_eqx.evaluation.evaluate`][]; each of its environments' steps
+        counts.
+    - `num_steps`: environment steps, with those before `start`.
+    - `batch_size`: transitions in an update.
+    - `key`: one key for the whole run.
+    - `utd`: updates for each environment step, made in one `lax.scan`.
+    - `warmup`: environment steps at random, without updates, at the beginning.
+    - `offline`: offline transitions that are no part of `replay`, for batches of both (RLPD,
+        arXiv 2302.02948): `offline_fraction` of each.
+    - `start`: environment steps that are done already.
+    - `chunk`: environment steps between callbacks.
+    - `seed`: of the environments' resets.
+    - `callbacks`: called in order after every chunk: evaluation, logging, checkpoints.
+
+    **Returns:** the state and the replay at the end.
+
+    **Raises:** `EnvironmentFaultError`; `DivergedError` after a chunk in which a metric or a
+    parameter became NaN or infinite; `ValueError` for an agent that needs the data's next actions.
+    """
+    check_sizes(num_steps=num_steps, batch_size=batch_size, utd=utd, chunk=chunk)
+    if agent.uses_next_action:
+        raise ValueError(
+            f"{type(agent).__name__} needs the data's next action, which is not known online."
+        )
+    callbacks = tuple(callbacks)
+    # Copies, since the loop writes both in place.
+    state, replay = jax.tree.map(jnp.copy, (state, replay))
+    inputs = _Inputs(
+        with_arrays(agent), offline, offline_fraction, batch_size, utd * environments.num_envs, key
+    )
+    world = _World(environments, seed=seed, step=start)
+    action = None
+    while world.step < num_steps:
+        end = min(world.step - world.step % chunk + chunk, num_steps)
+        now, action = _learn_until(end, inputs, state, replay, world, action, warmup)
+        state, replay = now.state, now.replay
+        raise_if_diverged(
+            int(state.step), 1, {k: np.asarray([v]) for k, v in now.metrics.items()}, state
+        )
+        for callback in callbacks:
+            callback(now)
+    return state, replay
+
+
+class _Inputs(eqx.Module):
+    """What stays the same throughout."""
+
+    agent: Agent
+    offline: Batch | None
+    offline_fraction: Number = eqx.field(static=True)
+    batch_size: int = eqx.field(static=True)
+    num_updates: int = eqx.field(static=True)
+    key: Key
+
+    def draw(self, replay: Replay, *, key: Key) -> Batch:
+        if self.offline is None:
+            return replay.sample(self.batch_size, key=key)
+        return sample_mixture(self.offline, replay, self.batch_size, self.offline_fraction, key=key)
+
+    def explore(
+        self, state: State, observation: Array, step: Array
+    ) -> Float[Array, "batch action"]:
+        """An action for every environment, on keys of their own."""
+        key = jax.random.fold_in(jax.random.fold_in(self.key, 0), step)
+        keys = jax.random.split(key, len(observation))
+        return jax.vmap(lambda o, k: self.agent.explore(state, o, key=k))(observation, keys)
+
+
+def _learn_until(
+    end: int,
+    inputs: _Inputs,
+    state: State,
+    replay: Replay,
+    world: "_World",
+    action: Array | None,
+    warmup: int,
+) -> tuple[OnlineProgress, Array | None]:
+    """One chunk, with the next action."""
+    began, first, fault = time.perf_counter(), world.step, None
+    history: list[dict[str, Scalar]] = []
+    world.episodes = []
+    try:
+        while world.step < end:
+            if world.step < warmup:
+                transition = world.advance(world.random_action())
+                replay = _remember(transition, replay)
+                continue
+            if action is None:
+                now = (inputs, None, world.observation, np.asarray(world.step))
+                action = _explore(now, state)
+            chosen = np.asarray(action)
+            if not np.isfinite(chosen).all():
+                raise DivergedError(int(state.step), ["the policy's action"])
+            transition = world.advance(chosen)
+            now = (inputs, transition, world.observation, np.asarray(world.step))
+            state, replay, metrics, action = _turn(now, state, replay)
+            history.append(metrics)
+    except EnvironmentFaultError as error:
+        fault = error
+    metrics = jax.tree.map(lambda *values: float(np.mean(values)), *history) if history else {}
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - began
+    progress = OnlineProgress(
+        step=world.step,
+        state=state,
+        replay=replay,
+        metrics=metrics,
+        episodes=world.episodes,
+        env_steps_per_second=(world.step - first) / seconds,
+        updates_per_second=len(history) * inputs.num_updates / seconds,
+    )
+    if fault is not None:
+        fault.progress = progress
+        raise fault
+    return progress, action
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _remember(transition: Batch, replay: Replay) -> Replay:
+    return replay.add(transition)
+
+
+@eqx.filter_jit
+def _explore(now: tuple, state: State) -> Array:
+    inputs, _, observation, step = now
+    return inputs.explore(state, jnp.asarray(observation), jnp.asarray(step))
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _turn(
+    now: tuple, state: State, replay: Replay
+) -> tuple[State, Replay, dict[str, Scalar], Float[Array, "batch action"]]:
+    """Remembers a transition, learns, and acts: one call to the device for each step."""
+    inputs, transition, observation, step = now
+    replay = replay.add(transition)
+
+    def one(state: State, _: None) -> tuple[State, dict[str, Scalar]]:
+        key = jax.random.fold_in(jax.random.fold_in(inputs.key, 1), state.step)
+        batch_key, noise_key = jax.random.split(key)
+        batch = inputs.draw(replay, key=batch_key)
+        return inputs.agent.update(
+            state, batch, inputs.agent.noise(inputs.batch_size, key=noise_key)
+        )
+
+    state, metrics = jax.lax.scan(one, state, None, length=inputs.num_updates)
+    action = inputs.explore(state, jnp.asarray(observation), jnp.asarray(step))
+    return state, replay, jax.tree.map(jnp.mean, metrics), action
+
+
+class _World:
+    """A vector environment between two steps."""
+
+    def __init__(self, environments: Any, *, seed: int, step: int):
+        from gymnasium.vector import AutoresetMode
+
+        mode = environments.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.DISABLED:
+            raise ValueError(
+                "fit_online needs a vector environment with autoreset_mode=AutoresetMode.DISABLED, "
+                f"got {mode}: of one that resets by itself, the last observations get lost."
+            )
+        self.environments, self.seed, self.step = environments, seed, step
+        self.num = environments.num_envs
+        self.returns, self.lengths = np.zeros(self.num), np.zeros(self.num, np.int64)
+        self.episodes: list[dict[str, float]] = []
+        self.observation = np.zeros(environments.observation_space.shape, np.float32)
+        self.reset(np.ones(self.num, bool))
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Starts an episode where the mask is true, on a seed of its own."""
+        # Of step and environment, so that a run that continues meets no episode again.
+        seeds = [(self.seed + 7919 * self.step + index) % 2**31 for index in range(self.num)]
+        new = self.call("reset", seed=seeds, options={"reset_mask": mask})[0]
+        self.check(new)
+        self.observation = np.where(mask[:, None], new, self.observation).astype(np.float32)
+        self.returns[mask], self.lengths[mask] = 0, 0
+
+    def random_action(self) -> np.ndarray:
+        """Uniform in [-1, 1], of the step's own random numbers."""
+        generator = np.random.default_rng([self.seed, self.step])
+        return generator.uniform(-1, 1, self.environments.action_space.shape).astype(np.float32)
+
+    def advance(self, action: np.ndarray) -> Batch:
+        """Makes a step in each environment, and starts new episodes where theirs ended."""
+        new, reward, terminated, truncated, info = self.call("step", action)
+        self.check(new, reward)
+        before, self.observation = self.observation, np.asarray(new, np.float32)
+        transition = Batch(
+            observation=jnp.asarray(before),
+            action=jnp.asarray(action),
+            reward=jnp.asarray(reward, jnp.float32),
+            mask=jnp.asarray(~terminated, jnp.float32),
+            next_observation=jnp.asarray(new, jnp.float32),
+        )
+        self.step += self.num
+        self.returns += reward
+        self.lengths += 1
+        done = terminated | truncated
+        for index in np.flatnonzero(done):
+            ended = {"return": self.returns[index], "length": self.lengths[index]}
+            if info.get("_success", done)[index] and "success" in info:
+                ended["success"] = info["success"][index]
+            self.episodes.append({name: float(value) for name, value in ended.items()})
+        if done.any():
+            self.reset(done)
+        return transition
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(self.environments, method)(*args, **kwargs)
+        except Exception as error:
+            problem = f"its {method} raised {type(error).__name__}: {error}"
+            raise EnvironmentFaultError(self.step, problem) from error
+
+    def check(self, observation: Any, reward: Any = 0.0) -> None:
+        shape = self.environments.observation_space.shape
+        if np.shape(observation) != shape:
+            problem = f"the shape of its observations is {np.shape(observation)}, expected {shape}"
+        elif not np.isfinite(observation).all():
+            problem = "its observation is NaN or infinite"
+        elif not np.isfinite(reward).all():
+            problem = f"its reward is {reward}"
+        else:
+            return
+        raise EnvironmentFaultError(self.step, problem)
