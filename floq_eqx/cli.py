@@ -16,6 +16,7 @@ from .agents.base import Agent, check_sizes
 from .agents.registry import AGENTS, NETWORKS, SOLVERS, from_plain, nearest, to_plain
 from .networks import MLPConfig, NetworkConfig
 from .training import Run, TrainConfig, train
+from .training.loggers import LoggerName
 
 _OF_THE_DATA = ("action_size", "reward_min", "reward_max")
 _COMMANDS = {
@@ -113,6 +114,8 @@ def _train(arguments: list[str]) -> None:
         """The run's folder (default: runs/<env>-<agent>-<preset>-seed<seed>)."""
         resume: bool = False
         """Continue the run that is in the folder, or start it if there is none."""
+        log: tuple[LoggerName, ...] = ()
+        """Besides the tables: tensorboard, wandb (offline) or wandb-online; they are extras."""
 
     parsed = tyro.cli(
         Train,
@@ -129,7 +132,13 @@ def _train(arguments: list[str]) -> None:
     decay = config.agent.decay_updates
     if decay not in (None, config.num_updates):
         print(f"note: the learning rate falls to zero over {decay} updates (--decay-updates)")
-    run = train(config, folder, resume=parsed.resume, report=lambda line: print(line, flush=True))
+    run = train(
+        config,
+        folder,
+        resume=parsed.resume,
+        report=lambda line: print(line, flush=True),
+        loggers=parsed.log,
+    )
     figure = learning_curves([run], folder / "learning_curve.png")
     print(f"done: {folder} holds checkpoints, tables and {figure.name}")
     _print_published(run)

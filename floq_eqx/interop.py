@@ -1,6 +1,7 @@
 """Parameters of the reference implementations, brought into this library's agents."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from .agents.iql import IQL
 from .agents.iqn import IQN
 from .agents.rebrac import ReBRAC
 from .agents.value_flows import ValueFlows
+from .data.ogbench import check_file
 from .networks import (
     MLP,
     AbstractNetwork,
@@ -29,13 +31,16 @@ from .networks import (
 )
 
 
-def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Agent, State]:
+def from_flax(
+    params: Mapping[str, Any] | str | os.PathLike[str], config: Mapping[str, Any]
+) -> tuple[Agent, State]:
     """The agent and state of a reference checkpoint.
 
     **Arguments:**
 
-    - `params`: from flax parameter path, such as `modules_floq/mlp/Dense_0/kernel`, to array.
-        Kernels are `[in, out]`, with a leading axis for the members of an ensemble.
+    - `params`: from flax parameter path, such as `modules_floq/mlp/Dense_0/kernel`, to array; or
+        the `.npz` file of these arrays, which is checked before memory is taken for them. Kernels
+        are `[in, out]`, with a leading axis for the members of an ensemble.
     - `config`: the reference's configuration; `agent_name` says which agent. Besides what the
         reference itself keeps there it needs, for floq, the dataset's rewards `r_min` and
         `r_max`. Value Flows' are `min_reward` and `max_reward`, and OGBench's -1 and 0 if absent.
@@ -44,11 +49,16 @@ def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Age
     parameters and targets, a fresh optimiser and no updates.
 
     **Raises:** `ValueError` that names a configuration key that is missing or not supported, or
-    every parameter that is unknown, missing, misshapen, not numeric or not finite.
+    every parameter that is unknown, missing, misshapen, not numeric or not finite; and for a file
+    that is no intact `.npz` of arrays. `FileNotFoundError` if there is none.
     """
+    if isinstance(params, str | os.PathLike):
+        check_file(params, thorough=True)
+        with np.load(params, allow_pickle=False) as file:
+            params = {path: file[path] for path in file.files}
     config = _Config(config)
     name = config["agent_name"]
-    if name not in _REFERENCES:
+    if not isinstance(name, str) or name not in _REFERENCES:
         raise ValueError(
             f"config['agent_name'] is {name!r}; only {sorted(_REFERENCES)} can be imported."
         )
@@ -58,9 +68,16 @@ def from_flax(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Age
             "imported, only those with encoder=None."
         )
     reference = _REFERENCES[name]
-    observation_size, action_size = _sizes(config, params)
-    agent = dataclasses.replace(reference.make(config, params), action_size=action_size)
-    template = agent.init(observation_size, action_size, key=jax.random.key(0))
+    try:
+        observation_size, action_size = _sizes(config, params)
+        agent = dataclasses.replace(reference.make(config, params), action_size=action_size)
+        # Only the shapes, which cost nothing where they are absurd.
+        init = lambda key: agent.init(observation_size, action_size, key=key)  # noqa: E731
+        template = eqx.filter_eval_shape(init, jax.random.key(0))
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"config does not describe a {name} agent: {type(error).__name__}: {str(error)[:1000]}"
+        ) from error
 
     arrays = _Arrays(reference.arrange(params))
     tree = (template.params, template.targets)
@@ -146,18 +163,23 @@ class _Arrays:
             self.problems.append(f"not numeric: {path} has dtype {array.dtype}")
         elif array.shape != shape:
             self.problems.append(f"misshapen: {path} is {array.shape}, expected {shape}")
-        elif not np.isfinite(array).all():
-            self.problems.append(f"not finite: {path} holds NaN or infinity")
         else:
-            return jnp.asarray(np.swapaxes(array, -1, -2) if transpose else array, like.dtype)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite
+                array = array.astype(like.dtype)
+            if np.isfinite(array).all():
+                return jnp.asarray(np.swapaxes(array, -1, -2) if transpose else array)
+            self.problems.append(f"not finite: {path} holds NaN or infinity")
         return like
 
     def raise_problems(self) -> None:
         unknown = [f"unknown: {path}" for path in self.params if path not in self.used]
         problems = self.problems + sorted(unknown)
         if problems:
+            # A file can hold any number of names, of any length.
+            more = [f"and {len(problems) - 100} more"] if len(problems) > 100 else []
+            lines = [problem[:300] for problem in problems[:100]] + more
             raise ValueError(
-                "These parameters do not fit the configuration:\n  " + "\n  ".join(problems)
+                "These parameters do not fit the configuration:\n  " + "\n  ".join(lines)
             )
 
 

@@ -179,6 +179,12 @@ class ResidualMLP(AbstractNetwork):
         return self.output(self.features(x))
 
 
+def _check_depth(num_layers: int) -> None:
+    """Refuses what a damaged configuration may hold, and would take hours to build."""
+    if num_layers > 1000:
+        raise ValueError(f"A network has at most 1000 layers, got {num_layers}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
     """How to build an [`floq_eqx.networks.MLP`][] once its input and output sizes are known."""
@@ -187,6 +193,9 @@ class MLPConfig:
     layer_norm: bool = False
     norm_first: bool = False
     output_scale: Number = 1.0
+
+    def __post_init__(self):
+        _check_depth(len(self.hidden_sizes))
 
     def build(self, in_size: int, out_size: int, *, key: Key) -> AbstractNetwork:
         """A freshly initialised network."""
@@ -210,6 +219,9 @@ class ResidualConfig:
     block_layers: int = 2
     layer_norm: bool = False
     norm_first: bool = False
+
+    def __post_init__(self):
+        _check_depth(self.num_blocks * self.block_layers)
 
     def build(self, in_size: int, out_size: int, *, key: Key) -> AbstractNetwork:
         """A freshly initialised network."""

@@ -489,9 +489,10 @@ def test_a_quantile_critic_is_evaluated_by_the_mean_of_its_levels():
     curve = evaluate({"iqn": walk})["iqn"]
     assert np.isfinite(curve.held_out["error"]).all()
     state = walk.init(WALK.observation_size, 1, key=KEY)
-    value = walk.value(state, DATA.observation, DATA.action, key=KEY, num_noise=4096)
-    levels = jnp.broadcast_to(jnp.linspace(0.001, 0.999, 256), (len(DATA), 256))
-    exact = member_quantiles(state.params.critic, DATA.observation, DATA.action, levels)
+    few = DATA.observation[:16], DATA.action[:16]
+    value = walk.value(state, *few, key=KEY, num_noise=4096)
+    levels = jnp.broadcast_to(jnp.linspace(0.001, 0.999, 256), (16, 256))
+    exact = member_quantiles(state.params.critic, *few, levels)
     np.testing.assert_allclose(value, exact.mean(axis=(0, 2)), atol=0.1)
 
 

@@ -12,6 +12,7 @@ from floq_eqx import plotting
 from floq_eqx.analysis import SolverComparison, SolverRow
 from floq_eqx.plotting import compare, final_values, learning_curves
 from floq_eqx.training import Run
+from floq_eqx.training.loggers import CSVLogger
 
 from .runs import CUBE, small_agent, small_config
 
@@ -24,7 +25,8 @@ def runs(tmp_path):
         for step, value in zip((10, 20), success, strict=True):
             row = {"step": step, "seconds": 1.0, "episodes": 20, "success": value}
             row |= {"success_std": 0.5, "returns": -200.0 * (1 - value), "returns_std": 2.0}
-            run.append("evaluation.csv", row | {"lengths": 100.0, "lengths_std": 10.0})
+            row |= {"lengths": 100.0, "lengths_std": 10.0}
+            CSVLogger(run.folder).log(row.pop("step"), row, table="evaluation")
         made.append(run)
     return made
 
@@ -40,7 +42,8 @@ def make_run(tmp_path):
         for step, value in zip(steps, success, strict=True):
             row = {"step": step, "seconds": step / 10 + run.config.seed, "episodes": 20}
             row |= {"success": value, "success_std": 0.5, "returns": -value, "returns_std": 1.0}
-            run.append("evaluation.csv", row | {name: f(step) for name, f in columns})
+            row |= {name: f(step) for name, f in columns}
+            CSVLogger(run.folder).log(row.pop("step"), row, table="evaluation")
         return run
 
     return make

@@ -1,13 +1,16 @@
 """Runs: whole at any moment, resumed to the bit, and clear about what is wrong with them."""
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -334,18 +337,98 @@ def test_a_damaged_checkpoint(copy, how, capfd):
         if how == "cut":
             file.write_bytes(content[: len(content) // 2])
         elif how == "altered":
-            for i in range(0, len(content), 50):
-                content[i] ^= 0xFF
+            content[len(content) // 2] ^= 1  # which Orbax itself does not notice
             file.write_bytes(content)
         elif how == "emptied":
             file.write_bytes(b"")
         else:
             file.unlink()
-    with pytest.raises(ValueError, match=r"Checkpoint 20 of .* cannot be used") as caught:
-        Run(copy).load()
-    assert len(str(caught.value)) < 1000
+    reason = "is missing" if how == "gone" else "is not as it was written"
+    with pytest.raises(ValueError, match=rf"Checkpoint 20 of .*damaged: default/d/\w+ {reason}"):
+        Run(copy).load(step=20)
+    with pytest.warns(UserWarning, match=rf"checkpoint 20 is damaged .*{reason}.*Checkpoint 15 is"):
+        _, state = Run(copy).load()
+    assert int(state.step) == 15
     assert capfd.readouterr().err == ""
-    assert int(Run(copy).load(step=15)[1].step) == 15
+
+
+def alter(folder, step):
+    """Flips one bit of a checkpoint's largest file."""
+    files = [p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 3] ^= 4
+    largest.write_bytes(content)
+
+
+def test_resuming_with_damaged_checkpoints(copy, finished, data):
+    alter(copy, 20)
+    lines = []
+    with pytest.warns(UserWarning, match="checkpoint 20 is damaged.*Checkpoint 15 is used"):
+        resumed = train(small_config(data), copy, resume=True, report=lines.append)
+    assert lines[0] == "continuing at update 15 of 20"
+    same_run(resumed, finished[0])
+    for step in (15, 20):
+        alter(copy, step)
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"no checkpoint that can be used: checkpoint 20 .* 15 "):
+        train(small_config(data), copy, resume=True)
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+# -------------------------------------------------------------------------- one process at a time
+
+
+def test_the_second_process_is_refused(copy, data):
+    code = (
+        "import pathlib, sys, time; from floq_eqx.training.run import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(300)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, copy], stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        for resume in (False, True):
+            message = rf"process {process.pid} on {re.escape(socket.gethostname())} trains in"
+            with pytest.raises(BlockingIOError, match=message):
+                train(small_config(data), copy, resume=resume)
+        assert int(Run(copy).load()[1].step) == 20  # Reading is allowed.
+    finally:
+        process.kill()
+        process.communicate()
+    # What a killed process leaves keeps nobody out.
+    assert (copy / ".lock").exists()
+    train(small_config(data), copy, resume=True)
+    assert ".lock" not in names(copy)
+
+
+def test_a_lock_whose_file_was_removed_locks_nothing(tmp_path, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def late(file, operation):
+        flock(file, operation)
+        if not calls:  # Meanwhile its former holder has removed the file.
+            (tmp_path / ".lock").unlink()
+        calls.append(file)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with run_module.locked(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(BlockingIOError), run_module.locked(tmp_path):
+            pass
+    assert names(tmp_path) == []
+
+
+def test_file_systems_without_locks(tmp_path, monkeypatch):
+    def unknown(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with run_module.locked(tmp_path):
+        pass
+    monkeypatch.setattr(run_module, "fcntl", None)
+    with run_module.locked(tmp_path):
+        pass
+    assert names(tmp_path) == []
 
 
 # ------------------------------------------------------------------------- when the disk says no
@@ -369,30 +452,58 @@ def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
     assert names(tmp_path / "run") == []
 
 
-def test_a_disk_that_fills_up(tmp_path, data, capfd):
+@pytest.fixture
+def disk(tmp_path):
+    """A small one of its own."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up(disk, data, capfd):
     config = small_config(data, num_updates=100, evaluate_every=100)
     folder = disk / "run"
-    try:
-        with pytest.raises(OSError, match=r"Cannot write .*No space left"):
-            train(config, folder)
-        assert capfd.readouterr().err == ""
-        run = Run(folder)
-        step = run.steps()[-1]
-        assert 0 < step < 100
-        assert int(run.load()[1].step) == step
-        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
-        resumed = train(config, folder, resume=True)
-        assert resumed.steps()[-1] == 100
-        rows = [row["step"] for row in resumed.table("train.csv")]
-        assert rows == list(range(5, 101, 5))
-        assert not [p for p in folder.rglob("*") if "tmp" in p.name or "partial" in p.name]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    with pytest.raises(OSError, match=r"Cannot write .*No space left"):
+        train(config, folder)
+    assert capfd.readouterr().err == ""
+    check_folder(folder)
+    run = Run(folder)
+    step = run.steps()[-1]
+    assert 0 < step < 100
+    assert int(run.load()[1].step) == step
+    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+    resumed = train(config, folder, resume=True)
+    assert resumed.steps()[-1] == 100
+    rows = [row["step"] for row in resumed.table("train.csv")]
+    assert rows == list(range(5, 101, 5))
+    assert not [p for p in folder.rglob("*") if "tmp" in p.name or "partial" in p.name]
+
+
+def test_a_disk_that_fills_up_with_rows(disk, data, capfd):
+    config = small_config(data, evaluate_every=50, checkpoint_every=500)
+    folder = disk / "run"
+    train(config, folder)
+
+    def fill(line):
+        if line.startswith("update 50"):
+            with contextlib.suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
+                while file.write(bytes(512)):
+                    pass
+
+    longer = dataclasses.replace(config, num_updates=500)
+    with pytest.raises(OSError, match=r"Cannot write .*train\.csv: No space left"):
+        train(longer, folder, resume=True, report=fill)
+    assert capfd.readouterr().err == ""
+    check_folder(folder)
+    assert Run(folder).steps() == [20]
+    (disk / "other").unlink()
+    resumed = train(dataclasses.replace(config, num_updates=60), folder, resume=True)
+    assert [row["step"] for row in resumed.table("train.csv")] == list(range(5, 61, 5))
+    check_folder(folder)
 
 
 # ------------------------------------------------------------------------------------ divergence
@@ -432,6 +543,8 @@ COMMAND = [
     *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--resume"),
 ]
 
+MORE = ("--num-updates", "600")
+
 
 @pytest.fixture(scope="module")
 def start(data, tmp_path_factory):
@@ -444,9 +557,9 @@ def start(data, tmp_path_factory):
     }
     running = []
 
-    def start(folder):
+    def start(folder, *more):
         process = subprocess.Popen(
-            [*COMMAND, "--data", str(data), "--out", str(folder)],
+            [*COMMAND, "--data", str(data), "--out", str(folder), *more],
             **{"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
         )
         running.append(process)
@@ -486,6 +599,29 @@ def same_run(run, expected):
         assert seconds == sorted(seconds)
 
 
+def check_folder(folder):
+    """What holds at any moment: nothing under its final name is half-written."""
+    if not (folder / "config.json").exists():
+        assert all(name == ".lock" or name.endswith(".partial") for name in names(folder))
+        return
+    run = Run(folder)
+    for name in ("train.csv", "evaluation.csv"):
+        steps = [row["step"] for row in run.table(name)]
+        assert steps == sorted(set(steps))
+    assert [run.damage(step) for step in run.steps()] == [None] * len(run.steps())
+    assert all(p.name.isdecimal() or ".partial" in p.name for p in folder.glob("checkpoints/*"))
+    known = {"config.json", "train.csv", "evaluation.csv", "checkpoints", "learning_curve.png"}
+    others = set(names(folder)) - known - {".lock"}
+    assert all(name.endswith(".partial") for name in others)
+
+
+def kill(process):
+    """Whether it was still running."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
 def test_killed_at_several_moments(start, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     # Moments on the way, and then a random part of the time that a few updates take.
@@ -497,9 +633,8 @@ def test_killed_at_several_moments(start, uninterrupted, tmp_path):
         process = start(folder)
         wait_for(process, moment.exists)
         time.sleep(rng.uniform(0.0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
+        killed += kill(process)
+        check_folder(folder)
     assert killed >= 3
     process = start(folder)
     out, err = process.communicate(timeout=300)
@@ -507,6 +642,60 @@ def test_killed_at_several_moments(start, uninterrupted, tmp_path):
     assert "done" in out
     same_run(Run(folder), uninterrupted)
     assert "learning_curve.png" in names(folder)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(start, tmp_path, capsys):
+    """Wherever they fall: in updates, evaluations, rows, checkpoints."""
+    out, _ = start(tmp_path / "whole", *MORE).communicate(timeout=600)
+    assert "done" in out
+    folder = tmp_path / "run"
+    rng = random.Random(0)
+    killed = checkpointing = evaluating = before = 0
+    while killed < 22:
+        process = start(folder, *MORE)
+        if killed % 4 == 0:  # in a start
+            wait_for(process, lambda: str(process.pid) in held_by(folder))  # noqa: B023
+            time.sleep(rng.uniform(0.0, 6.0))
+        else:
+            last = saved(folder)
+            wait_for(process, lambda: saved(folder) > last)  # noqa: B023
+            time.sleep(rng.uniform(0.0, 1.5))
+        if not kill(process):
+            break
+        killed += 1
+        check_folder(folder)
+        if not (folder / "config.json").exists() or not Run(folder).table("train.csv"):
+            before += 1
+            continue
+        checkpointing += bool(list(folder.glob("checkpoints/.*.partial")))
+        trained = int(Run(folder).table("train.csv")[-1]["step"])
+        rows = Run(folder).table("evaluation.csv")
+        evaluating += trained % 25 == 0 and (not rows or rows[-1]["step"] != trained)
+    process = start(folder, *MORE)
+    out, err = process.communicate(timeout=600)
+    assert (process.returncode, err) == (0, "")
+    same_run(Run(folder), Run(tmp_path / "whole"))
+    with capsys.disabled():
+        print(
+            f"\nkilled {killed} times: {checkpointing} in a checkpoint, {evaluating} in an "
+            f"evaluation, {before} before the first update"
+        )
+    assert killed >= 20
+    assert checkpointing > 0
+    assert evaluating > 0
+
+
+def saved(folder):
+    """The number of the last checkpoint."""
+    steps = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdecimal()]
+    return max(steps, default=0)
+
+
+def held_by(folder):
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / ".lock").read_text()
+    return ""
 
 
 def test_ctrl_c(start, uninterrupted, tmp_path):
@@ -578,7 +767,7 @@ def test_ctrl_c_between_checkpoints_saves_one(tmp_path, data, monkeypatch):
 
 
 def test_reading_does_not_disturb_a_run_that_is_being_written(copy):
-    unfinished = copy / "checkpoints" / "25.orbax-checkpoint-tmp"
+    unfinished = copy / "checkpoints" / ".25.partial"
     unfinished.mkdir()
     before = names(copy / "checkpoints")
     assert int(Run(copy).load()[1].step) == 20

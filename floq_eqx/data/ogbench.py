@@ -21,7 +21,6 @@ import urllib.request
 import uuid
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -246,14 +245,15 @@ def finish(file: BinaryIO, path: Path) -> None:
 def _header(member: Any) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, dtype and length of the header of an array in NumPy's format."""
     version = np.lib.format.read_magic(member)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
+    if version != (1, 0):  # Later ones are for named fields, and their headers are of any length.
         raise ValueError(f"version {version} of the array format is not supported")
-    shape, _, dtype = readers[version](member)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
     return shape, dtype, member.tell()
+
+
+def _short(error: Exception) -> str:
+    """An error's text, which can hold any amount of what is in a file."""
+    return str(error)[:500] or type(error).__name__
 
 
 def check_file(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[str, tuple]:
@@ -267,40 +267,46 @@ def check_file(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[
     **Returns:** the shape of each array, by name.
 
     **Raises:** `FileNotFoundError`; `ValueError` if the file is no `.npz`, truncated or corrupt,
-    holds pickled objects, or announces arrays that cannot be in it.
+    holds pickled objects or two arrays of one name, or announces arrays that cannot be in it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    again = "Remove it and collect or fetch the dataset again."
     shapes = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                name = info.filename.removesuffix(".npy")
-                with archive.open(info) as member:
-                    shape, dtype, offset = _header(member)
-                if dtype.kind not in "biuf":
-                    raise ValueError(
-                        f"`{name}` is of type {dtype}, expected numbers; pickled objects are "
-                        "never loaded"
-                    )
-                # In Python's integers, which a forged shape cannot overflow.
-                size = offset + math.prod(shape) * dtype.itemsize
-                packed = min(info.compress_size, path.stat().st_size)
-                if size != info.file_size or size > _MAX_DEFLATE_RATIO * (packed + 64):
-                    raise ValueError(
-                        f"`{name}` announces {shape} of {dtype}, {size} bytes with its header, "
-                        f"but the file holds {info.file_size} ({packed} packed) for it"
-                    )
-                shapes[name] = shape
-            if thorough:
-                broken = archive.testzip()
-                if broken is not None:
-                    raise ValueError(f"`{broken}` does not match its checksum")
-    # RuntimeError: an archive that is encrypted, or packed in a way Python does not know.
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as e:
-        raise ValueError(f"{path} is not an intact .npz of arrays: {e}. {again}") from e
+    room = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for info in archive.infolist():
+                    name = info.filename.removesuffix(".npy")
+                    if name in shapes:
+                        raise ValueError(f"there are two arrays `{name}`")
+                    with archive.open(info) as member:
+                        shape, dtype, offset = _header(member)
+                    if dtype.kind not in "biuf":
+                        raise ValueError(
+                            f"`{name}` is of type {dtype}, expected numbers; pickled objects are "
+                            "never loaded"
+                        )
+                    # In Python's integers, which a forged shape cannot overflow.
+                    size = offset + math.prod(shape) * dtype.itemsize
+                    packed = min(info.compress_size, room)
+                    room -= packed  # No two arrays are packed in the same place.
+                    if size != info.file_size or size > _MAX_DEFLATE_RATIO * (packed + 64):
+                        raise ValueError(
+                            f"`{name}` announces {shape} of {dtype}, {size} bytes with its header, "
+                            f"but the file holds {info.file_size} ({packed} packed) for it"
+                        )
+                    shapes[name] = shape
+                if thorough:
+                    broken = archive.testzip()
+                    if broken is not None:
+                        raise ValueError(f"`{broken}` does not match its checksum")
+        except Exception as e:  # The readers of archives and headers raise whatever they run into.
+            raise ValueError(
+                f"{path} is not an intact .npz of arrays: {_short(e)}. Remove it and make or fetch "
+                "it again."
+            ) from e
     return shapes
 
 
@@ -377,13 +383,14 @@ def load_dataset(
         raise FileNotFoundError(f"There is no file {file}: {_how_to_get(parsed)}.")
 
     shapes = check_file(file)
-    with contextlib.closing(make_environment(name)) as env:
+    # What is too large for float32 becomes infinite, which is found below or is far from any goal.
+    with contextlib.closing(make_environment(name)) as env, np.errstate(over="ignore"):
         _check_shapes(shapes, env, parsed, file)
         try:
             raw = ogbench.load_dataset(str(file), compact_dataset=True, add_info=True)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as e:
+        except Exception as e:  # whatever the readers run into
             raise ValueError(
-                f"{file} is corrupt: {e}. Remove it and collect or fetch the dataset again."
+                f"{file} is corrupt: {_short(e)}. Remove it and collect or fetch the dataset again."
             ) from e
         # The compact form keeps every row; a row that is valid is a transition to the next one.
         valid = raw["valids"].astype(bool)
@@ -420,8 +427,9 @@ def _check_shapes(shapes: dict[str, tuple], env: Any, name: DatasetName, file: P
         required.append("button_states")
     missing = [key for key in required if key not in shapes]
     if missing:
+        present = ", ".join(sorted(shapes))[:500]
         raise ValueError(
-            f"{file} lacks {', '.join(missing)}; it has {', '.join(sorted(shapes)) or 'nothing'}. "
+            f"{file} lacks {', '.join(missing)}; it has {present or 'nothing'}. "
             f"{name.dataset} needs {', '.join(required)}."
         )
     for key, shape in expected.items():

@@ -15,6 +15,7 @@ offline, environment steps online. What any row may have besides metrics:
 import abc
 import contextlib
 import csv
+import importlib.util
 import io
 import os
 import time
@@ -32,6 +33,13 @@ Table: TypeAlias = Literal["train", "evaluation"]
 
 LoggerName: TypeAlias = Literal["tensorboard", "wandb", "wandb-online"]
 """What a run can log to besides its tables."""
+
+# The extra and the package of each.
+_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb", "wandb"),
+    "wandb-online": ("wandb", "wandb"),
+}
 
 
 class Logger(abc.ABC):
@@ -296,6 +304,21 @@ class MultiLogger(Logger):
                 stack.callback(logger.close)
 
 
+def check_loggers(names: Sequence[str]) -> None:
+    """Before a run begins: that these loggers exist, go together, and have their packages.
+
+    **Raises:** `ValueError` or `RuntimeError` otherwise.
+    """
+    for name in names:
+        if name not in get_args(LoggerName):
+            raise nearest("logger", name, get_args(LoggerName))
+        extra, package = _PACKAGES[name]
+        if importlib.util.find_spec(package) is None:
+            raise _missing(extra, ModuleNotFoundError(f"No module named {package!r}"))
+    if {"wandb", "wandb-online"} <= set(names):
+        raise ValueError("A run is logged to Weights & Biases offline or online, not both.")
+
+
 def open_loggers(
     folder: str | os.PathLike[str],
     names: Sequence[str] = (),
@@ -314,11 +337,7 @@ def open_loggers(
 
     **Raises:** as the loggers; `ValueError` for an unknown name.
     """
-    for name in names:
-        if name not in get_args(LoggerName):
-            raise nearest("logger", name, get_args(LoggerName))
-    if {"wandb", "wandb-online"} <= set(names):
-        raise ValueError("A run is logged to Weights & Biases offline or online, not both.")
+    check_loggers(names)
     with contextlib.ExitStack() as stack:  # Closes those that are open if the next fails.
         loggers: list[Logger] = [CSVLogger(folder, resume_at=resume_at)]
         for name in dict.fromkeys(names):

@@ -3,22 +3,25 @@
 config.json       what was asked for
 train.csv         means of every metric, a row a chunk of updates
 evaluation.csv    success, return and length, a row an evaluation
-checkpoints/<n>/  the state after n updates
+checkpoints/<n>/  the state after n updates, with the checksums of its files
 """
 
 import contextlib
-import csv
 import dataclasses
 import functools
-import io
+import hashlib
 import json
 import logging
 import os
+import re
+import shutil
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TextIO, TypeAlias
 
 import equinox as eqx
 import jax
@@ -26,18 +29,27 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from .._types import Number
 from ..agents.base import Agent, State, check_choice, check_sizes
 from ..agents.floq import Floq
 from ..agents.registry import AGENTS, from_plain, nearest, to_plain
 from ..data import Batch, collect_dataset, load_dataset, make_environment, parse_name
 from ..data.ogbench import finish, unfinished
 from ..evaluation import Evaluation, evaluate, make_environments
+from .loggers import CSVLogger, LoggerName, check_loggers, open_loggers
 from .loop import Progress, fit
 
 SuccessTiming: TypeAlias = Literal["pre", "post"]
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _OF_THE_DATA = ("action_size", "reward_min", "reward_max")
+_CHECKSUMS = "checksums.json"
+_KEPT = 2
+_LARGEST_JSON = 1 << 20
+_LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +177,9 @@ class Run:
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder} holds no run: it has no config.json.")
         try:
-            self.config = TrainConfig.from_plain(json.loads(path.read_text()))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a run's configuration: {error}") from error
+            self.config = TrainConfig.from_plain(_read_json(path))
+        except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"{path} is not a run's configuration: {str(error)[:1000]}") from error
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], config: TrainConfig) -> "Run":
@@ -181,87 +193,138 @@ class Run:
         _write_config(folder, config)
         return cls(folder)
 
-    def table(self, name: str) -> list[dict[str, float]]:
+    def table(self, name: Literal["train.csv", "evaluation.csv"]) -> list[dict[str, float]]:
         """The rows of `train.csv` or `evaluation.csv`; none if there is no such file yet.
 
         **Raises:** `ValueError` if it is damaged.
         """
-        try:
-            rows = list(csv.DictReader(self._lines(name), strict=True))
-            return [{key: float(value) for key, value in row.items()} for row in rows]
-        except (ValueError, TypeError, csv.Error) as error:
-            raise ValueError(f"{self.folder / name} is damaged: {error}.") from error
-
-    def append(self, name: str, row: dict[str, Number]) -> None:
-        """Adds a row to a table, and the header if it is the first."""
-        path = self.folder / name
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
-        if not path.exists() or path.stat().st_size == 0:
-            writer.writeheader()
-        writer.writerow(row)
-        with _writing(path), path.open("a") as file:
-            file.write(text.getvalue())
+        return CSVLogger(self.folder).read("train" if name == "train.csv" else "evaluation")
 
     def forget_after(self, step: int) -> None:
-        """Removes the rows of later updates from both tables."""
-        for name in ("train.csv", "evaluation.csv"):
-            self.table(name)  # raises if it is damaged
-            header, *rows = self._lines(name) or [""]
-            kept = [row for row in rows if float(row.split(",")[0]) <= step]
-            if (self.folder / name).exists():
-                write_text(self.folder / name, header + "".join(kept))
+        """Removes the rows of later updates from both tables, and later checkpoints.
 
-    def _lines(self, name: str) -> list[str]:
-        """A table's lines, without one that was being written when the run was killed."""
-        path = self.folder / name
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        return [line for line in lines if line.endswith("\n")]
+        Those are damaged, or they would have been resumed from. There must be no other process
+        that trains in this folder.
+        """
+        for later in self.steps():
+            if later > step:
+                self._remove(later)
+        CSVLogger(self.folder).forget_after(step)
 
     @contextlib.contextmanager
     def checkpoints(self) -> Iterator[Any]:
-        """Orbax's manager for writing checkpoints, which finishes writing on exit.
+        """What `save` writes checkpoints with.
 
         It removes what a killed run left unfinished, so there must be no other process that trains
         in this folder.
         """
         import orbax.checkpoint as ocp
 
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, cleanup_tmp_directories=True, enable_async_checkpointing=False
-        )
-        with ocp.CheckpointManager(self._checkpoints, options=options) as manager:
-            yield manager
+        with _writing(self._checkpoints):
+            self._checkpoints.mkdir(exist_ok=True)
+            for path in self._checkpoints.glob(".*.partial"):
+                shutil.rmtree(path)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            yield writer
 
     @property
     def _checkpoints(self) -> Path:
         return (self.folder / "checkpoints").absolute()
 
-    def save(self, manager: Any, state: State) -> None:
-        """Writes a checkpoint; it appears under its name only when it is whole."""
+    def save(self, writer: Any, state: State) -> None:
+        """Writes a checkpoint; it appears under its name only when it is whole.
+
+        The last two are kept.
+
+        **Arguments:** `writer`: from `checkpoints`; `state`: what to write.
+
+        **Raises:** `OSError` if it cannot be written; the checkpoints before it stay.
+        """
         import orbax.checkpoint as ocp
 
         step = int(state.step)
+        partial = self._checkpoints / f".{step}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # what a Ctrl-C left
         try:
             with _quiet():
-                manager.save(step, args=ocp.args.StandardSave(_by_path(state)))
+                writer.save(partial / "default", args=ocp.args.StandardSave(_by_path(state)))
+            entries = {
+                name: [path.stat().st_size, _checksum(path)]
+                for name, path in _files(partial).items()
+            }
+            write_text(partial / _CHECKSUMS, json.dumps(entries, indent=0))
+            partial.rename(self._checkpoints / str(step))
         except Exception as error:  # Orbax has no error of its own for a disk that is full.
+            shutil.rmtree(partial, ignore_errors=True)
             raise OSError(f"Cannot write checkpoint {step} of {self.folder}: {error}") from error
+        for old in self.steps()[:-_KEPT]:
+            self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        """Removes a checkpoint, which loses its name first: no half of one is ever listed."""
+        partial = self._checkpoints / f".{step}.partial"
+        with _writing(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+            (self._checkpoints / str(step)).rename(partial)
+            shutil.rmtree(partial)
 
     def steps(self) -> list[int]:
         """The numbers of updates after which there is a checkpoint, in order."""
         paths = self._checkpoints.iterdir() if self._checkpoints.is_dir() else ()
-        # Orbax renames a folder to the bare number once it is whole.
-        return sorted(int(path.name) for path in paths if path.name.isdecimal())
+        # A folder is renamed to its number once it is whole.
+        names = [path.name for path in paths if path.is_dir()]
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint, compared with their checksums; or `None`.
+
+        **Raises:** `OSError` if they cannot be read at all.
+        """
+        folder = self._checkpoints / str(step)
+        if not (folder / _CHECKSUMS).is_file():
+            return f"{_CHECKSUMS} is missing"
+        try:
+            written = dict(_read_json(folder / _CHECKSUMS))
+        except (ValueError, TypeError) as error:
+            return f"{_CHECKSUMS} is damaged: {error}"
+        # Only what is in the folder is read, wherever the names of a forged file may point.
+        present = _files(folder)
+        for name, entry in written.items():
+            if name not in present:
+                return f"{name[:200]} is missing"
+            # The size first: a file that has become absurdly large is not read.
+            size = present[name].stat().st_size
+            known = isinstance(entry, list) and entry[:1] == [size]
+            if not known or entry[1:] != [_checksum(present[name])]:
+                return f"{name} is not as it was written"
+        return None
+
+    def _last_whole(self) -> int:
+        """The last checkpoint that is as it was written, with a warning of those after it."""
+        damaged = []
+        for step in reversed(self.steps()):
+            damage = self.damage(step)
+            if damage is None:
+                if damaged:
+                    warnings.warn(
+                        f"{self.folder}: {'; '.join(damaged)}. Checkpoint {step} is used instead.",
+                        stacklevel=3,
+                    )
+                return step
+            damaged.append(f"checkpoint {step} is damaged ({damage})")
+        raise ValueError(
+            f"{self.folder} has no checkpoint that can be used: {'; '.join(damaged)}. Remove "
+            f"{self.folder / 'checkpoints'} to start from the beginning with --resume."
+        )
 
     def restore(self, state: PyTree, *, step: int | None = None) -> State:
         """The state of a checkpoint.
 
         **Arguments:** `state`: one of the same structure, with arrays or their shapes; `step`:
-        which, the last one by default.
+        which, by default the last one that is whole; a warning names those after it.
 
         **Raises:** `FileNotFoundError` if there is no such checkpoint; `ValueError` that names
-        what differs if it belongs to another configuration, or cannot be read.
+        what differs if it belongs to another configuration, is damaged or cannot be read.
         """
         import orbax.checkpoint as ocp
         from etils import epath  # Orbax's own paths
@@ -269,11 +332,17 @@ class Run:
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"{self.folder} holds no checkpoint yet.")
-        step = steps[-1] if step is None else step
-        if step not in steps:
+        if step is None:
+            step = self._last_whole()
+        elif step not in steps:
             raise FileNotFoundError(
                 f"{self.folder} holds no checkpoint of update {step}; it has "
                 f"{', '.join(map(str, steps))}."
+            )
+        elif damage := self.damage(step):
+            raise ValueError(
+                f"Checkpoint {step} of {self.folder} is damaged: {damage}. There are those of "
+                f"update {', '.join(map(str, steps))}."
             )
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         wanted = {
@@ -287,7 +356,7 @@ class Run:
                 _check_same_arrays(wanted, dict(handler.metadata(path).tree))
                 arrays = handler.restore(path, args=ocp.args.StandardRestore(wanted))
         except Exception as error:
-            reason = str(error).partition(" [tensorstore_spec")[0]
+            reason = re.split(r" \[tensorstore_spec| See full Tensor", str(error))[0][:1000]
             raise ValueError(
                 f"Checkpoint {step} of {self.folder} cannot be used: {reason}"
             ) from error
@@ -298,15 +367,100 @@ class Run:
         )
 
     def load(self, *, step: int | None = None) -> tuple[Agent, State]:
-        """The trained agent and its state, for use in other code."""
+        """The trained agent and its state, for use in other code.
+
+        **Arguments:** `step`: as in `restore`.
+
+        **Raises:** as `restore`.
+        """
         with contextlib.closing(make_environment(self.config.environment)) as environment:
             (observation_size,) = environment.observation_space.shape
             (action_size,) = environment.action_space.shape
         agent = self.config.agent
         # Only the shapes: the numbers come from the checkpoint.
         init = lambda key: agent.init(observation_size, action_size, key=key)  # noqa: E731
-        state = eqx.filter_eval_shape(init, jax.random.key(0))
+        try:
+            state = eqx.filter_eval_shape(init, jax.random.key(0))
+        except (TypeError, ValueError, ArithmeticError) as error:
+            path = self.folder / "config.json"
+            raise ValueError(
+                f"{path}: its networks cannot be built: {str(error)[:1000]}"
+            ) from error
         return agent, self.restore(state, step=step)
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a file of ours, which is never large or deep.
+
+    **Raises:** `ValueError` if it is no JSON, or too large or too deep.
+    """
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise ValueError(f"it has more than {_LARGEST_JSON} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file below a folder, by its path from there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes a run's folder and keeps other processes from training in it.
+
+    The lock ends with the block, or with this process however that ends. Where the system or the
+    file system has no such locks, as on Windows, there is none.
+
+    **Raises:** `BlockingIOError` that names the process that holds it; `OSError` if the folder
+    cannot be written to.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK
+    with _open_locked(path) as file:
+        try:
+            with _writing(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _open_locked(path: Path) -> TextIO:
+    while True:
+        with _writing(path):
+            file = path.open("a+", errors="replace")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read(200) or "another process"
+            raise BlockingIOError(
+                f"{holder} trains in {path.parent}: wait for it, stop it, or choose another folder."
+            ) from None
+        except OSError:
+            return file  # Some network file systems have no locks.
+        # The one that held it may have removed the file since it was opened.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
 @contextlib.contextmanager
@@ -353,7 +507,7 @@ def _check_same_arrays(wanted: dict[str, Any], saved: dict[str, Any]) -> None:
 
 
 def _claim(folder: Path) -> None:
-    """Makes a folder for a new run, or raises if there is anything in it."""
+    """Makes a folder for a new run, or raises if there is anything in it but a lock."""
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
@@ -363,7 +517,7 @@ def _claim(folder: Path) -> None:
             "(resume=True), or choose another folder."
         )
     # A run that was killed in its first moment leaves a part of its configuration.
-    if any(not name.startswith(".config.json.") for name in names):
+    if any(not name.startswith((".config.json.", _LOCK)) for name in names):
         raise FileExistsError(f"{folder} holds other files: choose an empty or a new folder.")
 
 
@@ -402,7 +556,12 @@ def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
     path = cache / f"{dataset}-{config.collect_episodes}-episodes" / f"{dataset}.npz"
     if not path.exists():
         collect_dataset(
-            dataset, path, num_episodes=config.collect_episodes, seed=0, progress=progress
+            dataset,
+            path,
+            num_episodes=config.collect_episodes,
+            seed=0,
+            overwrite=True,  # the same files, which another run may have collected by now
+            progress=progress,
         )
     return load(path=path)
 
@@ -414,6 +573,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
+    loggers: Sequence[LoggerName] = (),
 ) -> Run:
     """Trains, evaluates and writes it all to a folder.
 
@@ -426,15 +586,30 @@ def train(
         folder starts a run.
     - `progress`: show progress bars where standard error is a terminal.
     - `report`: takes lines of text: each evaluation, and where a resumed run continues.
+    - `loggers`: where metrics go besides the tables: `tensorboard`, `wandb` (offline, in the
+        folder) or `wandb-online`; their packages are extras.
 
     **Returns:** the run.
 
-    **Raises:** as `Run`; `ValueError` if a resumed run has another configuration or other data;
-    `DivergedError`, which leaves the last finite checkpoint in place. Ctrl-C saves a checkpoint
-    before it raises.
+    **Raises:** as `Run`; `ValueError` if a resumed run has another configuration or other data, or
+    no checkpoint of it can be used; `BlockingIOError` if another process trains in the folder;
+    `OSError` if it cannot be written to; `DivergedError`, which leaves the last finite checkpoint
+    in place. Ctrl-C saves a checkpoint before it raises.
     """
-    folder = Path(folder)
     _check_networks(config.agent)
+    check_loggers(loggers)
+    with locked(Path(folder)):
+        return _train(config, Path(folder), resume, progress, report, loggers)
+
+
+def _train(
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    progress: bool,
+    report: Callable[[str], None],
+    loggers: Sequence[LoggerName],
+) -> Run:
     resumed = resume and (folder / "config.json").exists()
     if resumed:
         _check_same_config(Run(folder).config, config, ignore=("num_updates", *_OF_THE_DATA))
@@ -464,10 +639,12 @@ def train(
     environments = None
     latest = None
 
+    def seconds() -> float:
+        return time.perf_counter() - start
+
     def log(now: Progress) -> None:
-        row: dict[str, Number] = {"step": now.step, "seconds": time.perf_counter() - start}
-        row["updates_per_second"] = now.updates_per_second
-        run.append("train.csv", row | dict(sorted(now.metrics.items())))
+        row = {"seconds": seconds(), "updates_per_second": now.updates_per_second}
+        logger.log(now.step, row | dict(sorted(now.metrics.items())), table="train")
 
     def assess(now: Progress) -> None:
         nonlocal environments
@@ -486,13 +663,16 @@ def train(
             num_episodes=config.evaluation_episodes,
             seed=config.seed,
         )
-        row: dict[str, Number] = {"step": now.step, "seconds": time.perf_counter() - start}
-        run.append("evaluation.csv", row | result.summary())
+        logger.log(now.step, {"seconds": seconds()} | result.summary(), table="evaluation")
         with tqdm.external_write_mode():
             report(f"update {now.step}: {describe(result)}")
 
     with contextlib.ExitStack() as stack:
-        manager = stack.enter_context(run.checkpoints())
+        resume_at = int(state.step) if resumed else None
+        logger = stack.enter_context(
+            open_loggers(folder, loggers, resume_at=resume_at, config=config.to_plain())
+        )
+        writer = stack.enter_context(run.checkpoints())
         bar = stack.enter_context(
             tqdm(
                 total=config.num_updates,
@@ -506,7 +686,7 @@ def train(
             nonlocal latest
             latest = now
             if now.step % config.checkpoint_every == 0 or now.step == config.num_updates:
-                run.save(manager, now.state)
+                run.save(writer, now.state)
             bar.update(now.step - bar.n)
 
         try:
@@ -521,8 +701,8 @@ def train(
                 callbacks=(log, assess, save),
             )
         except KeyboardInterrupt:
-            if latest is not None and latest.step not in manager.all_steps():
-                run.save(manager, latest.state)
+            if latest is not None and latest.step not in run.steps():
+                run.save(writer, latest.state)
             raise
         finally:
             if environments is not None:
