@@ -244,17 +244,14 @@ def test_comparison_on_a_field_with_known_endpoints():
         SolverConfiguration(diffrax.Euler(), 16),
         SolverConfiguration(diffrax.Midpoint(), 8),
         SolverConfiguration(diffrax.Tsit5(), 4),
-        SolverConfiguration(diffrax.Tsit5(), tolerance=1e-4),
         SolverConfiguration(diffrax.Tsit5(), tolerance=1e-4, independent=True),
-        SolverConfiguration(diffrax.Kvaerno3(), tolerance=1e-3, independent=True),
     ]
     found = compare(configurations, z0=z0, candidates=candidates, exact=jnp.asarray(exact))
     rows = found.rows
     assert [row.name for row in rows] == [c.name for c in configurations]
     assert all(row.failure == "" for row in rows)
     assert [row.evaluations for row in rows[:4]] == [1, 16, 16, 25]
-    assert rows[4].evaluations == rows[5].evaluations or rows[5].most_evaluations > 7
-    assert math.isnan(rows[6].evaluations)
+    assert rows[4].most_evaluations >= rows[4].evaluations > 7
 
     euler = (1 - np.array([1.0, 3.0])[:, None, None]) * np.asarray(z0)[None, :, None]
     euler = euler + np.asarray(candidates.sum(-1))
@@ -272,6 +269,21 @@ def test_comparison_on_a_field_with_known_endpoints():
     np.testing.assert_allclose(rows[3].exact_error, 0, atol=1e-3)
     assert all(row.seconds > 0 and row.compile_seconds > 0 for row in rows)
     assert len(batch) == 6
+
+
+@pytest.mark.slow
+def test_comparison_of_a_batch_as_one_and_of_an_implicit_solver():
+    together, alone, implicit = compare(
+        [
+            SolverConfiguration(diffrax.Tsit5(), tolerance=1e-4),
+            SolverConfiguration(diffrax.Tsit5(), tolerance=1e-4, independent=True),
+            SolverConfiguration(diffrax.Kvaerno3(), tolerance=1e-3, independent=True),
+        ]
+    ).rows
+    assert together.evaluations == alone.evaluations or alone.most_evaluations > 7
+    # Diffrax does not tell how often a root finder evaluates the field.
+    assert math.isnan(implicit.evaluations)
+    assert max(row.mean_error for row in (together, alone, implicit)) < 1e-2
 
 
 def test_a_configuration_that_fails_says_so_and_the_others_go_on():

@@ -311,6 +311,7 @@ class TestSorl:
         expected = 1e-4 * np.sqrt(sum(leaf.size for leaf in jax.tree.leaves(params.flow)))
         np.testing.assert_allclose(norms, [2.0, expected], rtol=1e-4)
 
+    @pytest.mark.slow
     def test_any_number_of_steps_clones_the_behaviour(self):
         size = 512
         observation = jax.random.normal(KEY, (size, 3))
