@@ -269,7 +269,10 @@ LAPTOP: dict[str, dict[str, Any]] = {
     "iqn": {"alpha": 300.0},
     "c51": {"alpha": 300.0},
     "value_flows": {"alpha": 300.0, "num_candidates": 4},
-    "sorl": {"q_weight": 10.0, "max_steps": 4, "action_steps": 4},
+    "sorl": {"q_weight": 30.0, "max_steps": 4, "action_steps": 4},
+    "iql": {"alpha": 1.0},
+    "ifql": {"num_candidates": 8},
+    "rebrac": {"alpha_actor": 1.0},
 }
 """By agent, what the small configuration sets besides sizes and schedule."""
 
