@@ -25,6 +25,7 @@ import pytest
 from floq_eqx.agents import AGENTS, FQL
 from floq_eqx.presets import PAPER, laptop, paper
 from floq_eqx.training import DivergedError, Run, TrainConfig, run as run_module, train
+from floq_eqx.training.loggers import CSVLogger
 
 from .runs import CUBE, small_agent, small_config, write_dataset
 
@@ -270,8 +271,13 @@ def test_tables(tmp_path, name):
     run = Run.create(tmp_path / "run", small_config("x.npz"))
     assert run.table(name) == []
     rows = [{"step": 5, "loss": 0.1 + 0.2}, {"step": 10, "loss": float("nan")}]
+
+    def append(row):
+        table = name.removesuffix(".csv")
+        CSVLogger(run.folder).log(row["step"], {"loss": row["loss"]}, table=table)
+
     for row in rows:
-        run.append(name, row)
+        append(row)
     text = (run.folder / name).read_text()
     assert text == "step,loss\n5,0.30000000000000004\n10,nan\n"
     # A row without its end was cut off.
@@ -280,11 +286,11 @@ def test_tables(tmp_path, name):
     run.forget_after(5)
     assert (run.folder / name).read_text() == "step,loss\n5,0.30000000000000004\n"
     run.forget_after(0)
-    run.append(name, rows[0])
+    append(rows[0])
     assert run.table(name) == rows[:1]
     (run.folder / name).write_text("")
     run.forget_after(5)
-    run.append(name, rows[0])
+    append(rows[0])
     assert run.table(name) == rows[:1]
     for garbage in ("step,loss\n5\n", "step,loss\n5,x\n", "step,loss\n5,1,2\n"):
         (run.folder / name).write_text(garbage)
@@ -727,17 +733,17 @@ def test_killed_between_two_writes(tmp_path, data, monkeypatch, moment):
     writes = []
 
     def counted(write):
-        def call(self, *args):
+        def call(self, *args, **kwargs):
             writes.append(args)
             if len(writes) == moment:
                 raise Killed
-            return write(self, *args)
+            return write(self, *args, **kwargs)
 
         return call
 
     config = small_config(data, num_updates=10)
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "append", counted(Run.append))
+        patch.setattr(CSVLogger, "log", counted(CSVLogger.log))
         patch.setattr(Run, "save", counted(Run.save))
         with pytest.raises(Killed):
             train(config, tmp_path / "run")
