@@ -133,6 +133,8 @@ def study_problem(
     """
     check_choice("problem", name, ProblemName)
     check_sizes(num_updates=num_updates, num_observations=num_observations)
+    if num_candidates < 2:  # before minutes go into training
+        raise ValueError(f"Ranking takes at least 2 candidates, got {num_candidates}.")
     problem_key, data_key, train_key, batch_key, action_key, z_key = jax.random.split(key, 6)
     if name == "lqr":
         problem = LinearQuadratic.random(key=problem_key, discount=0.8)
