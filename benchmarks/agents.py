@@ -46,7 +46,7 @@ KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "fql": ALPHA,
     "iqn": ALPHA,
     "c51": ALPHA,
-    "value_flows": ALPHA,
+    "value_flows": ("bcfm_weight", (0.5, 1.0, 3.0)),  # α moves the one-step actor alone
     "sorl": ("q_weight", (3.0, 10.0, 30.0)),
     "evor": ("value_temperature", (0.3, 1.0, 3.0)),
     "iql": ("alpha", (1.0, 3.0, 10.0)),
@@ -59,7 +59,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "floq, trained at t = 0 only": ("floq", {"train_at_zero_only": True}),
 }
 FIXED: dict[str, dict[str, Any]] = {
-    "value_flows": {"num_candidates": 4},
+    "value_flows": {"num_candidates": 4, "alpha": 300.0},
     "sorl": {"max_steps": 4, "action_steps": 4},
     "sac": {"deterministic": True},
 }

@@ -298,24 +298,17 @@ def _plot(arguments: list[str]) -> None:
 def _published_lines(runs: Sequence[Run]) -> dict[str, float]:
     """The published success of the runs' agents on their environments, by a label."""
     from .data import parse_name
-    from .presets import METHODS, PUBLISHED
+    from .presets import published_rates
 
     methods: dict[tuple[str, int], list[str]] = {}
     for agent, name in dict.fromkeys((r.config.agent_name, r.config.environment) for r in runs):
-        try:
-            parsed = parse_name(name)
-        except ValueError:
-            continue  # an environment that is not OGBench's
-        if parsed.kind not in ("navigate", "play"):
-            continue
-        for label, rate in PUBLISHED.get(parsed.environment, {}).items():
-            known = methods.setdefault((parsed.environment, rate), []) if rate is not None else []
-            if METHODS[label].agent == agent and label not in known:
+        for label, rate in published_rates(agent, name).items():
+            known = methods.setdefault((parse_name(name).environment, rate), [])
+            if label not in known:
                 known.append(label)
     return {
         f"{', '.join(labels)} on {name}: published offline, mean of five tasks": rate / 100
         for (name, rate), labels in methods.items()
-        if labels
     }
 
 
@@ -324,7 +317,7 @@ def _solvers(arguments: list[str]) -> None:
 
     from .analysis import ProblemName, default_configurations, study_problem, study_run
     from .plotting import solver_comparison
-    from .training.run import write_text
+    from .training.files import write_text
 
     @dataclasses.dataclass
     class Solvers:

@@ -68,7 +68,6 @@ def evaluate(
 
     check_sizes(num_episodes=num_episodes)
     _check_seed(seed)
-    agent = agent.for_evaluation()
     if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
         raise ValueError(
             "evaluate needs a vector environment with autoreset_mode=AutoresetMode.DISABLED, got "
@@ -134,7 +133,8 @@ def act_batch(
     episode: Int[np.ndarray | Array, "batch"],
     step: Int[np.ndarray | Array, "batch"],
 ) -> Float[Array, "batch action"]:
-    """An action for each observation, on a key for each (episode, step)."""
+    """What the agent does when it is evaluated, on a key for each (episode, step)."""
+    agent = agent.for_evaluation()
 
     def act(inputs: tuple[Array, Array, Array]) -> Array:
         observation, episode, step = inputs

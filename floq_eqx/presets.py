@@ -241,6 +241,20 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
     )
 
 
+def published_rates(agent: str, environment: str) -> dict[str, int]:
+    """The agent's results in `PUBLISHED`, in percent, by the name of the method.
+
+    **Arguments:** `agent`: its name; `environment`: an OGBench name, of any of its tasks.
+    """
+    name = parse_name(environment)
+    rates = PUBLISHED.get(name.environment, {}) if name.kind in ("navigate", "play") else {}
+    return {
+        label: rate
+        for label, rate in rates.items()
+        if METHODS[label].agent == agent and rate is not None
+    }
+
+
 def published(agent: str, environment: str) -> str | None:
     """A line to print beside the success of a run.
 
@@ -249,14 +263,11 @@ def published(agent: str, environment: str) -> str | None:
     **Returns:** the agent's results in `PUBLISHED`, in [0, 1], each with its number of updates;
     `None` if there are none.
     """
-    name = parse_name(environment)
-    rates = PUBLISHED.get(name.environment, {}) if name.kind in ("navigate", "play") else {}
     results = []
-    for label, rate in rates.items():
+    for label, rate in published_rates(agent, environment).items():
         method = METHODS[label]
-        if method.agent == agent and rate is not None:
-            variant = f"{method.variant}, " if method.variant else ""
-            results.append(f"{rate / 100:.2f} ({variant}{method.num_updates:,} updates)")
+        variant = f"{method.variant}, " if method.variant else ""
+        results.append(f"{rate / 100:.2f} ({variant}{method.num_updates:,} updates)")
     if not results:
         return None
     note = "floq, arXiv 2509.06863; mean of five tasks, while a run is of one"

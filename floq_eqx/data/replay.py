@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._types import Key, Number
-from .transitions import Batch, take
+from .transitions import Batch, sample, take
 
 
 class Replay(eqx.Module):
@@ -147,7 +147,7 @@ def sample_mixture(
     count = round(fraction * batch_size)
     offline_key, online_key = jax.random.split(key)
     # Enough to fill the batch when the replay is empty.
-    old = take(offline, jax.random.randint(offline_key, (batch_size,), 0, len(offline)))
+    old = sample(offline, batch_size, key=offline_key)
     if count == batch_size:
         return old
     new = replay.sample(batch_size - count, key=online_key)

@@ -19,14 +19,14 @@ import importlib.util
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
 
 from .._types import Number
 from ..agents.registry import nearest
-from ..data.ogbench import finish, unfinished
+from .files import write_text, writing
 
 Table: TypeAlias = Literal["train", "evaluation"]
 """Which rows: of training, or of evaluations."""
@@ -95,8 +95,8 @@ class CSVLogger(Logger):
             self.read(table)  # raises if it is damaged
             columns += new
             old = [line.removesuffix("\n") + ",nan" * len(new) + "\n" for line in _lines(path)[1:]]
-            _replace(path, _line(columns) + "".join(old))
-        with _writing(path), path.open("a") as file:
+            write_text(path, _line(columns) + "".join(old))
+        with writing(path), path.open("a") as file:
             file.write(_line([row.get(name, "nan") for name in columns]))
 
     def read(self, table: Table) -> list[dict[str, float]]:
@@ -124,7 +124,7 @@ class CSVLogger(Logger):
             header, *lines = _lines(path) or [""]
             if path.exists():
                 rows = [line for line, keep in zip(lines, kept, strict=True) if keep]
-                _replace(path, header + "".join(rows))
+                write_text(path, header + "".join(rows))
 
     def _path(self, table: Table) -> Path:
         return self.folder / f"{table}.csv"
@@ -137,7 +137,7 @@ class CSVLogger(Logger):
             header = file.readline().decode(errors="replace")  # damage is for `read` to tell
             whole = not header or (file.seek(-1, os.SEEK_END) >= 0 and file.read() == b"\n")
         if not whole:
-            _replace(path, "".join(_lines(path)))
+            write_text(path, "".join(_lines(path)))
         return next(csv.reader([header]), []) if header.endswith("\n") else []
 
 
@@ -151,21 +151,6 @@ def _lines(path: Path) -> list[str]:
     """A table's lines, without one that was being written when the run was killed."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [line for line in lines if line.endswith("\n")]
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Names the file in an error about the disk."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"Cannot write {path}: {error.strerror}") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    with _writing(path), unfinished(path) as file:
-        file.write(text.encode())
-        finish(file, path)
 
 
 class TensorBoardLogger(Logger):
@@ -192,7 +177,7 @@ class TensorBoardLogger(Logger):
             raise _missing("tensorboard", error) from error
         self._event, self._summary = Event, Summary
         self.folder = Path(folder) / "tensorboard"
-        with _writing(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             # Not SummaryWriter: its thread loses what it has not written yet in a run that is
             # killed, and a full disk makes it wait for ever. The file's name counts seconds only.
@@ -210,12 +195,12 @@ class TensorBoardLogger(Logger):
         self._write(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: Any) -> None:
-        with _writing(self.folder):
+        with writing(self.folder):
             self._file.write_event(event)
             self._file.flush()
 
     def close(self) -> None:
-        with _writing(self.folder):
+        with writing(self.folder):
             self._file.close()
 
 
@@ -312,11 +297,12 @@ def check_loggers(names: Sequence[str]) -> None:
     for name in names:
         if name not in get_args(LoggerName):
             raise nearest("logger", name, get_args(LoggerName))
+    if {"wandb", "wandb-online"} <= set(names):
+        raise ValueError("A run is logged to Weights & Biases offline or online, not both.")
+    for name in names:
         extra, package = _PACKAGES[name]
         if importlib.util.find_spec(package) is None:
             raise _missing(extra, ModuleNotFoundError(f"No module named {package!r}"))
-    if {"wandb", "wandb-online"} <= set(names):
-        raise ValueError("A run is logged to Weights & Biases offline or online, not both.")
 
 
 def open_loggers(

@@ -144,13 +144,16 @@ class _Inputs(eqx.Module):
             return replay.sample(self.batch_size, key=key)
         return sample_mixture(self.offline, replay, self.batch_size, self.offline_fraction, key=key)
 
+    @eqx.filter_jit
     def explore(
-        self, state: State, observation: Array, step: Array
+        self, state: State, observation: Array | np.ndarray, step: Array | np.ndarray
     ) -> Float[Array, "batch action"]:
         """An action for every environment, on keys of their own."""
-        key = jax.random.fold_in(jax.random.fold_in(self.key, 0), step)
+        key = jax.random.fold_in(jax.random.fold_in(self.key, 0), jnp.asarray(step))
         keys = jax.random.split(key, len(observation))
-        return jax.vmap(lambda o, k: self.agent.explore(state, o, key=k))(observation, keys)
+        return jax.vmap(lambda o, k: self.agent.explore(state, o, key=k))(
+            jnp.asarray(observation), keys
+        )
 
 
 def _learn_until(
@@ -173,8 +176,7 @@ def _learn_until(
                 replay = _remember(transition, replay)
                 continue
             if action is None:
-                now = (inputs, None, world.observation, np.asarray(world.step))
-                action = _explore(now, state)
+                action = inputs.explore(state, world.observation, np.asarray(world.step))
             chosen = np.asarray(action)
             if not np.isfinite(chosen).all():
                 raise DivergedError(int(state.step), ["the policy's action"])
@@ -184,8 +186,8 @@ def _learn_until(
             history.append(metrics)
     except EnvironmentFaultError as error:
         fault = error
+    history = jax.device_get(history)  # at once, and when the updates are done
     metrics = jax.tree.map(lambda *values: float(np.mean(values)), *history) if history else {}
-    jax.block_until_ready(state)
     seconds = time.perf_counter() - began
     progress = OnlineProgress(
         step=world.step,
@@ -207,12 +209,6 @@ def _remember(transition: Batch, replay: Replay) -> Replay:
     return replay.add(transition)
 
 
-@eqx.filter_jit
-def _explore(now: tuple, state: State) -> Array:
-    inputs, _, observation, step = now
-    return inputs.explore(state, jnp.asarray(observation), jnp.asarray(step))
-
-
 @eqx.filter_jit(donate="all-except-first")
 def _turn(
     now: tuple, state: State, replay: Replay
@@ -230,7 +226,7 @@ def _turn(
         )
 
     state, metrics = jax.lax.scan(one, state, None, length=inputs.num_updates)
-    action = inputs.explore(state, jnp.asarray(observation), jnp.asarray(step))
+    action = inputs.explore(state, observation, step)
     return state, replay, jax.tree.map(jnp.mean, metrics), action
 
 

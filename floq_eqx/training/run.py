@@ -33,8 +33,8 @@ from ..agents.base import Agent, State, check_choice, check_sizes
 from ..agents.floq import Floq
 from ..agents.registry import AGENTS, from_plain, nearest, to_plain
 from ..data import Batch, collect_dataset, load_dataset, make_environment, parse_name
-from ..data.ogbench import finish, unfinished
 from ..evaluation import Evaluation, evaluate, make_environments
+from .files import write_text, writing
 from .loggers import CSVLogger, LoggerName, check_loggers, open_loggers
 from .loop import Progress, fit
 
@@ -220,7 +220,7 @@ class Run:
         """
         import orbax.checkpoint as ocp
 
-        with _writing(self._checkpoints):
+        with writing(self._checkpoints):
             self._checkpoints.mkdir(exist_ok=True)
             for path in self._checkpoints.glob(".*.partial"):
                 shutil.rmtree(path)
@@ -263,7 +263,7 @@ class Run:
     def _remove(self, step: int) -> None:
         """Removes a checkpoint, which loses its name first: no half of one is ever listed."""
         partial = self._checkpoints / f".{step}.partial"
-        with _writing(partial):
+        with writing(partial):
             shutil.rmtree(partial, ignore_errors=True)
             (self._checkpoints / str(step)).rename(partial)
             shutil.rmtree(partial)
@@ -425,12 +425,12 @@ def locked(folder: Path) -> Iterator[None]:
     **Raises:** `BlockingIOError` that names the process that holds it; `OSError` if the folder
     cannot be written to.
     """
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK
     with _open_locked(path) as file:
         try:
-            with _writing(path):
+            with writing(path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 file.flush()
@@ -442,7 +442,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> TextIO:
     while True:
-        with _writing(path):
+        with writing(path):
             file = path.open("a+", errors="replace")
         try:
             if fcntl is not None:
@@ -508,7 +508,7 @@ def _check_same_arrays(wanted: dict[str, Any], saved: dict[str, Any]) -> None:
 
 def _claim(folder: Path) -> None:
     """Makes a folder for a new run, or raises if there is anything in it but a lock."""
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
     if "config.json" in names:
@@ -519,22 +519,6 @@ def _claim(folder: Path) -> None:
     # A run that was killed in its first moment leaves a part of its configuration.
     if any(not name.startswith((".config.json.", _LOCK)) for name in names):
         raise FileExistsError(f"{folder} holds other files: choose an empty or a new folder.")
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Names the file in an error about the disk."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"Cannot write {path}: {error.strerror}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file that appears under its name only when it is complete."""
-    with _writing(path), unfinished(path) as file:
-        file.write(text.encode())
-        finish(file, path)
 
 
 def _write_config(folder: Path, config: TrainConfig) -> None:
