@@ -55,8 +55,13 @@ KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 # Variants that take another agent's best value, and what makes them affordable here.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "floq, distributional backup": ("floq", {"backup": "distributional"}),
     "floq, trained at t = 0 only": ("floq", {"train_at_zero_only": True}),
+    # Of a single sample the two backups are the same.
+    "floq, m = 4": ("floq", {"num_noise": 4}),
+    "floq, m = 4, distributional backup": (
+        "floq",
+        {"num_noise": 4, "backup": "distributional"},
+    ),
 }
 FIXED: dict[str, dict[str, Any]] = {
     "value_flows": {"num_candidates": 4, "alpha": 300.0},

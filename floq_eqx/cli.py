@@ -5,6 +5,7 @@ import dataclasses
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,12 +16,13 @@ from ._types import FloatLike, Number
 from .agents.base import Agent, check_sizes
 from .agents.registry import AGENTS, NETWORKS, SOLVERS, from_plain, nearest, to_plain
 from .networks import MLPConfig, NetworkConfig
-from .training import Run, TrainConfig, train
+from .training import OnlineConfig, Run, TrainConfig, train
 from .training.loggers import LoggerName
 
 _OF_THE_DATA = ("action_size", "reward_min", "reward_max")
 _COMMANDS = {
-    "train": "train an agent offline on an OGBench task, in a folder of its own",
+    "train": "train an agent on an OGBench task, offline, online or both, in a folder of its own",
+    "finetune": "go on online where another run ended",
     "evaluate": "run a trained policy",
     "collect": "collect or fetch a dataset",
     "plot": "draw learning curves",
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
         "train": _train,
+        "finetune": _finetune,
         "evaluate": _evaluate,
         "collect": _collect,
         "plot": _plot,
@@ -52,9 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] not in commands:
             raise nearest("command", arguments[0], commands)
-        commands[arguments[0]](arguments[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            commands[arguments[0]](arguments[1:])
     except KeyboardInterrupt:
-        hint = "; the same command with --resume continues" if arguments[0] == "train" else ""
+        hint = "; the same command with --resume continues"
+        hint = hint if arguments[0] in ("train", "finetune") else ""
         print(f"floq: interrupted{hint}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
@@ -64,8 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _note(message: Warning | str, *_: Any) -> None:
+    print(f"floq: note: {message}", file=sys.stderr)
+
+
 def _train(arguments: list[str]) -> None:
-    from .plotting import learning_curves
     from .presets import Preset, preset
 
     # These decide which options there are, and what their defaults are.
@@ -73,6 +82,10 @@ def _train(arguments: list[str]) -> None:
     first.add_argument("--agent", default="floq")
     first.add_argument("--env", default=TrainConfig().environment)
     first.add_argument("--preset", default="laptop")
+    for name in ("--online-steps", "--online_steps"):
+        first.add_argument(name, dest="online_steps", type=int)
+    for name in ("--reward-min", "--reward-max", "--reward_min", "--reward_max"):
+        first.add_argument(name)
     networks = {
         f.name
         for kind in AGENTS.values()
@@ -89,7 +102,12 @@ def _train(arguments: list[str]) -> None:
         raise nearest("agent", chosen.agent, AGENTS)
     if chosen.preset not in typing.get_args(Preset):
         raise nearest("preset", chosen.preset, typing.get_args(Preset))
-    defaults = preset(chosen.preset, agent=chosen.agent, environment=chosen.env)
+    defaults = preset(
+        chosen.preset,
+        agent=chosen.agent,
+        environment=chosen.env,
+        online_steps=chosen.online_steps,
+    )
     kinds = {
         name: _of_kind(getattr(defaults.agent, name), kind)
         for name in networks
@@ -97,15 +115,18 @@ def _train(arguments: list[str]) -> None:
     }
     defaults = dataclasses.replace(defaults, agent=dataclasses.replace(defaults.agent, **kinds))
 
-    options = _dataclass_like(TrainConfig, defaults, skip=("environment", "agent"))
-    agent_options = _dataclass_like(AGENTS[chosen.agent], defaults.agent, skip=_OF_THE_DATA)
+    options = _dataclass_like(TrainConfig, defaults, skip=("environment", "agent", "online"))
+    known = ("action_size",) if defaults.online else _OF_THE_DATA
+    agent_options = _dataclass_like(AGENTS[chosen.agent], defaults.agent, skip=known)
+    online_options = _online_options(defaults.online)
 
     @dataclasses.dataclass
     class Train:
         run: Annotated[Any, tyro.conf.arg(name="", constructor=options)]
         hyperparameters: Annotated[Any, tyro.conf.arg(name="", constructor=agent_options)]
+        online: Annotated[Any, tyro.conf.arg(name="", constructor=online_options)]
         env: str = chosen.env
-        """The single-task OGBench name."""
+        """The single-task OGBench name or, to learn online, a Gymnasium id such as Pendulum-v1."""
         agent: Literal[tuple(AGENTS)] = chosen.agent  # pyright: ignore
         """The algorithm; it decides which of the options below there are."""
         preset: Preset = chosen.preset
@@ -120,33 +141,108 @@ def _train(arguments: list[str]) -> None:
     parsed = tyro.cli(
         Train,
         prog="floq train",
-        description="Train an agent offline on an OGBench task.",
+        description="Train an agent on an OGBench task, offline, online or both.",
         args=arguments,
     )
     config = dataclasses.replace(
-        defaults, agent=_rebuilt(defaults.agent, parsed.hyperparameters), **_shallow(parsed.run)
+        defaults,
+        agent=_rebuilt(defaults.agent, parsed.hyperparameters),
+        online=_online_config(parsed.online),
+        **_shallow(parsed.run),
     )
-    stem = chosen.env.removesuffix("-v0")
+    rewards = {name: value for name, value in vars(chosen).items() if name.startswith("reward_")}
+    if not config.needs_data and hasattr(config.agent, "reward_min") and None in rewards.values():
+        raise ValueError(
+            f"{chosen.agent} must know the range of rewards, and there are no data to tell it: "
+            "give --reward-min and --reward-max."
+        )
+    stem = chosen.env.removesuffix("-v0").replace("/", "-")
     folder = Path(parsed.out or f"runs/{stem}-{chosen.agent}-{chosen.preset}-seed{config.seed}")
     print(f"training {chosen.agent} on {chosen.env} in {folder}", flush=True)
     decay = config.agent.decay_updates
     if decay not in (None, config.num_updates):
         print(f"note: the learning rate falls to zero over {decay} updates (--decay-updates)")
-    run = train(
-        config,
-        folder,
-        resume=parsed.resume,
-        report=lambda line: print(line, flush=True),
-        loggers=parsed.log,
+    _finish(train(config, folder, resume=parsed.resume, report=_print, loggers=parsed.log))
+
+
+def _finetune(arguments: list[str]) -> None:
+    from .training.train import finetune_config
+
+    @dataclasses.dataclass
+    class Finetune:
+        run: tyro.conf.Positional[str]
+        """The folder of the run to start from; it stays as it is."""
+        online: Annotated[Any, tyro.conf.arg(name="", constructor=_online_options(OnlineConfig()))]
+        out: str | None = None
+        """The new run's folder (default: runs/<name of the old one>-online)."""
+        seed: int | None = None
+        """Of the batches, the noise, the environments and the evaluation; by default the run's."""
+        batch_size: int | None = None
+        """Transitions in an update; this and what follows are by default the run's."""
+        log_every: int | None = None
+        """Environment steps between rows of train.csv."""
+        evaluate_every: int | None = None
+        """Environment steps between evaluations."""
+        evaluation_episodes: int | None = None
+        """Episodes in an evaluation."""
+        checkpoint_every: int | None = None
+        """Environment steps between checkpoints."""
+        resume: bool = False
+        """Continue the run that is in the new folder, or start it if there is none."""
+        log: tuple[LoggerName, ...] = ()
+        """Besides the tables: tensorboard, wandb (offline) or wandb-online; they are extras."""
+
+    parsed = tyro.cli(Finetune, prog="floq finetune", args=arguments)
+    settings = _shallow(parsed)
+    source, out = Run(settings.pop("run")), settings.pop("out")
+    online = typing.cast(OnlineConfig, _online_config(settings.pop("online")))
+    options = {name: settings.pop(name) for name in ("resume", "log")}
+    changes = {name: value for name, value in settings.items() if value is not None}
+    config = finetune_config(source, online, **changes)
+    folder = Path(out or f"runs/{source.folder.resolve().name}-online")
+    print(f"training {config.agent_name} on {config.environment} in {folder}", flush=True)
+    _finish(train(config, folder, resume=options["resume"], report=_print, loggers=options["log"]))
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _finish(run: Run) -> None:
+    """Draws a run's curve and says where everything is."""
+    from .plotting import learning_curves
+
+    told = any(row["success"] == row["success"] for row in run.table("evaluation.csv"))
+    figure = learning_curves(
+        [run],
+        run.folder / "learning_curve.png",
+        metric="success" if told else "returns",
+        x="updates" if run.config.num_updates else "env_steps",
     )
-    figure = learning_curves([run], folder / "learning_curve.png")
-    print(f"done: {folder} holds checkpoints, tables and {figure.name}")
+    print(f"done: {run.folder} holds checkpoints, tables and {figure.name}")
     _print_published(run)
+
+
+def _online_options(online: OnlineConfig | None) -> type:
+    """The options of learning online; without it, the one that asks for it."""
+    if online is None:
+        text = "Learn online for so many environment steps afterwards; this adds its options."
+        hint = Annotated[int | None, tyro.conf.arg(help=text)]
+        return dataclasses.make_dataclass("Online", [("online_steps", hint, None)], frozen=True)
+    return _dataclass_like(
+        OnlineConfig, online, skip=("start",), renamed={"num_steps": "online_steps"}
+    )
+
+
+def _online_config(parsed: Any) -> OnlineConfig | None:
+    values = _shallow(parsed)
+    steps = values.pop("online_steps")
+    return None if steps is None else OnlineConfig(num_steps=steps, **values)
 
 
 def _evaluate(arguments: list[str]) -> None:
     from .evaluation import evaluate, make_environments, record
-    from .training.run import describe
+    from .training.train import describe
 
     @dataclasses.dataclass
     class Evaluate:
@@ -197,7 +293,8 @@ def _evaluate(arguments: list[str]) -> None:
 def _print_published(run: Run) -> None:
     from .presets import published
 
-    if line := published(run.config.agent_name, run.config.environment):
+    line = published(run.config.agent_name, run.config.environment)
+    if line and run.config.online is None:
         print(line)
 
 
@@ -367,7 +464,9 @@ def _solvers(arguments: list[str]) -> None:
     print(f"wrote solvers.md, solvers.csv and solvers.png to {folder}")
 
 
-def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
+def _dataclass_like(
+    kind: type, defaults: Any, *, skip: Sequence[str], renamed: dict[str, str] | None = None
+) -> type:
     """A dataclass for tyro with the fields of `kind`, the values of `defaults` as its defaults.
 
     Scalar arrays become floats and solvers their names, which a command line can give; a network
@@ -393,7 +492,8 @@ def _dataclass_like(kind: type, defaults: Any, *, skip: Sequence[str]) -> type:
             hint = _dataclass_like(type(default), default, skip=())
             default = hint()
         hint = Annotated[hint, tyro.conf.arg(help=documented.get(f.name, ""))]
-        fields.append((f.name, hint, dataclasses.field(default=default)))
+        name = (renamed or {}).get(f.name, f.name)
+        fields.append((name, hint, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(kind.__name__, fields, frozen=True)
 
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from ._types import Key, Number
 from .agents.base import Agent, State, check_sizes
-from .data.ogbench import finish, make_environment, unfinished
+from .data.environments import make_box_environment
+from .data.ogbench import dataset_names, finish, make_environment, unfinished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,17 +155,21 @@ def make_environments(
     success_timing: Literal["pre", "post"] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """`num` copies of an OGBench environment, as a Gymnasium vector environment.
+    """`num` copies of an environment, as a Gymnasium vector environment.
 
     **Arguments:**
 
-    - `name`: such as `cube-single-play-singletask-task1-v0`.
+    - `name`: an OGBench name such as `cube-single-play-singletask-task1-v0`, or the id of any
+        Gymnasium environment whose observations and actions are boxes, such as `Pendulum-v1`; see
+        [`floq_eqx.data.make_box_environment`][].
     - `num`: how many run side by side.
     - `asynchronous`: each in a process of its own, instead of one after the other in this one;
         scripts then need the `if __name__ == "__main__":` guard of `multiprocessing`.
     - `success_timing`: whether success and reward are those of the state before a step (`"pre"`,
         OGBench from 1.2 on) or after it (`"post"`, before; published numbers are made so).
     - `**kwargs`: for the environment.
+
+    **Raises:** `ValueError` for an environment that is not known, or not of boxes.
     """
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
@@ -190,6 +195,8 @@ def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: di
             finally:
                 np.random.set_state(before)  # noqa: NPY002
 
+    if name not in dataset_names():
+        return make_box_environment(name, **kwargs)
     return SeededReset(make_environment(name, success_timing=success_timing, **kwargs))
 
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from .agents.base import check_choice
 from .agents.registry import from_plain, nearest
-from .data import parse_name
+from .data import dataset_names, parse_name
 from .networks import MLPConfig
-from .training import TrainConfig
+from .training import OnlineConfig, TrainConfig
 
 Preset: TypeAlias = Literal["laptop", "paper", "paper-best", "paper-online"]
 Variant: TypeAlias = Literal["default", "best", "online"]
@@ -215,7 +215,7 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
     - `agent`: its name.
     - `environment`: an OGBench name, of any of its tasks.
     - `variant`: `best` is floq as tuned to the environment, and any other agent's default;
-        `online` is for offline-to-online, of which the configuration is the part offline.
+        `online` is offline-to-online: a million updates, then a million environment steps.
 
     **Raises:** `ValueError` if they report none, with the nearest that they do.
     """
@@ -238,6 +238,7 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
         agent=from_plain(agent, settings),
         num_updates=1_000_000 if online else _UPDATES.get(agent, 1_000_000),
         batch_size=batch_size,
+        online=OnlineConfig(num_steps=1_000_000) if online else None,
     )
 
 
@@ -246,6 +247,8 @@ def published_rates(agent: str, environment: str) -> dict[str, int]:
 
     **Arguments:** `agent`: its name; `environment`: an OGBench name, of any of its tasks.
     """
+    if environment not in dataset_names():
+        return {}
     name = parse_name(environment)
     rates = PUBLISHED.get(name.environment, {}) if name.kind in ("navigate", "play") else {}
     return {
@@ -288,15 +291,23 @@ LAPTOP: dict[str, dict[str, Any]] = {
 """By agent, what the small configuration sets besides sizes and schedule."""
 
 
-def laptop(agent: str, environment: str) -> TrainConfig:
+def laptop(agent: str, environment: str, *, online_steps: int | None = None) -> TrainConfig:
     """A small configuration: minutes on two cores, on 100 episodes that are collected first.
 
     Tuned for floq on cube-single; other agents get the same sizes and schedule, and the best of the
     three values of `LAPTOP` that `benchmarks/agents.py` tried there on smaller networks.
+
+    **Arguments:**
+
+    - `agent`: its name.
+    - `environment`: an OGBench name or, to learn online, another Gymnasium id.
+    - `online_steps`: environment steps, after fewer updates offline at a constant learning rate.
+        From scratch where there are no data, and by SAC, of whose batches they are half.
     """
+    online = None if online_steps is None else OnlineConfig(num_steps=online_steps)
     settings: dict[str, Any] = {
-        "learning_rate": 1e-3,
-        "decay_updates": 30_000,
+        "learning_rate": 1e-3 if online is None else 5e-4,
+        "decay_updates": 30_000 if online is None else None,
         "target_rate": 0.01,
         "num_noise": 1,
         "num_steps": 4,
@@ -309,18 +320,30 @@ def laptop(agent: str, environment: str) -> TrainConfig:
             sizes = (256, 256) if name == "actor" else (128, 128)
             settings[name] = dataclasses.replace(network, hidden_sizes=sizes)
     changes = {name: value for name, value in settings.items() if name in known}
+    if online is not None and agent == "sac":
+        online = dataclasses.replace(online, offline_data="mixture")
+    has_data = online is None or environment in dataset_names()
     return TrainConfig(
         environment=environment,
         agent=dataclasses.replace(default, **changes),
-        num_updates=30_000,
-        evaluate_every=10_000,
-        checkpoint_every=5_000,
-        collect_episodes=100,
+        num_updates=30_000 if online is None else 20_000 if has_data and agent != "sac" else 0,
+        log_every=1000 if has_data else 250,
+        evaluate_every=10_000 if online is None else 5_000 if has_data else 1_000,
+        evaluation_episodes=50 if has_data else 10,
+        checkpoint_every=5_000 if has_data else 1_000,
+        collect_episodes=100 if has_data else None,
+        online=online,
     )
 
 
-def preset(name: Preset, *, agent: str, environment: str) -> TrainConfig:
+def preset(
+    name: Preset, *, agent: str, environment: str, online_steps: int | None = None
+) -> TrainConfig:
     """The configuration of a preset by its name.
+
+    **Arguments:** `name`; `agent`: its name; `environment`: an OGBench name or, with the laptop's
+    preset, of an environment to learn online; `online_steps`: environment steps, instead of the
+    preset's own.
 
     **Raises:** `ValueError` for a name that is not known, with the nearest.
     """
@@ -330,7 +353,10 @@ def preset(name: Preset, *, agent: str, environment: str) -> TrainConfig:
         "paper-online": "online",
     }
     if name == "laptop":
-        return laptop(agent, environment)
+        return laptop(agent, environment, online_steps=online_steps)
     if name not in variants:
         raise nearest("preset", name, get_args(Preset))
-    return paper(agent, environment, variant=variants[name])
+    config = paper(agent, environment, variant=variants[name])
+    if online_steps is None:
+        return config
+    return dataclasses.replace(config, online=OnlineConfig(num_steps=online_steps))

@@ -31,7 +31,9 @@ import pytest
 
 from floq_eqx import cli, interop
 from floq_eqx.data import load_dataset, make_environment, ogbench, parse_name
+from floq_eqx.evaluation import make_environments
 from floq_eqx.training import Run, TrainConfig, run as run_module
+from floq_eqx.training.train import find_data
 
 from .reference import Reference
 from .runs import small_agent, small_config
@@ -333,8 +335,8 @@ VALUES = [
 
 
 def test_configurations(fuzz, effort, tmp_path, monkeypatch):
-    environment = make_environment(small_config("x.npz").environment)
-    monkeypatch.setattr(run_module, "make_environment", lambda name: environment)
+    environment = make_environments(small_config("x.npz").environment, 1)
+    monkeypatch.setattr(run_module, "make_environments", lambda name, num: environment)
     monkeypatch.setattr(environment, "close", lambda: None)
     rng = random.Random(0)
     run = Run.create(tmp_path / "run", small_config("x.npz", small_agent("floq")))
@@ -396,7 +398,7 @@ def test_a_validation_file_alone_is_no_obstacle(tmp_path, monkeypatch):
     folder = tmp_path / "floq_eqx" / "pointmaze-medium-navigate-v0-1-episodes"
     folder.mkdir(parents=True)
     (folder / "pointmaze-medium-navigate-v0-val.npz").write_bytes(b"old")
-    assert len(run_module.find_data(config, progress=False)) == 1000
+    assert len(find_data(config, progress=False)) == 1000
     for path in folder.iterdir():
         ogbench.check_file(path, thorough=True)
 

@@ -113,6 +113,38 @@ class Replay(eqx.Module):
             position=self.num_protected + (start + len(batch)) % room,
         )
 
+    def collected(self) -> Batch:
+        """What its unprotected slots hold, slot by slot, to be saved; not to be jitted."""
+        held = slice(self.num_protected, int(self.size))
+        return jax.tree.map(lambda x: x[held], self.data)
+
+    def num_collected(self, num_added: int) -> int:
+        """How many transitions `collected` has once so many have been added to this buffer."""
+        return min(int(self.size) + num_added, self.capacity) - self.num_protected
+
+    def with_collected(self, collected: Batch, num_added: int) -> "Replay":
+        """The buffer as it was when it had been added to, from what it had collected.
+
+        **Arguments:** `collected`: of that buffer; `num_added`: how many transitions had been added
+        to this one.
+
+        **Raises:** `ValueError` if `collected` has another number of transitions than that makes.
+        """
+        expected = self.num_collected(num_added)
+        if len(collected) != expected:
+            raise ValueError(f"Expected {expected} collected transitions, got {len(collected)}.")
+        size = self.num_protected + expected
+        room = self.capacity - self.num_protected
+        start = int(self.size) - self.num_protected
+        return dataclasses.replace(
+            self,
+            data=jax.tree.map(
+                lambda held, new: held.at[self.num_protected : size].set(new), self.data, collected
+            ),
+            size=jnp.asarray(size, jnp.int32),
+            position=jnp.asarray(self.num_protected + (start + num_added) % room, jnp.int32),
+        )
+
     def sample(self, batch_size: int, *, key: Key) -> Batch:
         """Draws `batch_size` transitions uniformly, with replacement.
 

@@ -1,5 +1,6 @@
 """Training: a compiled loop over updates, and what goes around it."""
 
+from .config import OnlineConfig as OnlineConfig, TrainConfig as TrainConfig
 from .loop import (
     DivergedError as DivergedError,
     Progress as Progress,
@@ -12,4 +13,5 @@ from .online import (
     OnlineProgress as OnlineProgress,
     fit_online as fit_online,
 )
-from .run import Run as Run, TrainConfig as TrainConfig, train as train
+from .run import Run as Run
+from .train import finetune as finetune, train as train

@@ -1,6 +1,7 @@
 """Learning online: steps of an environment and updates in turn."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -121,9 +122,6 @@ def fit_online(
         end = min(world.step - world.step % chunk + chunk, num_steps)
         now, action = _learn_until(end, inputs, state, replay, world, action, warmup)
         state, replay = now.state, now.replay
-        raise_if_diverged(
-            int(state.step), 1, {k: np.asarray([v]) for k, v in now.metrics.items()}, state
-        )
         for callback in callbacks:
             callback(now)
     return state, replay
@@ -144,17 +142,6 @@ class _Inputs(eqx.Module):
             return replay.sample(self.batch_size, key=key)
         return sample_mixture(self.offline, replay, self.batch_size, self.offline_fraction, key=key)
 
-    @eqx.filter_jit
-    def explore(
-        self, state: State, observation: Array | np.ndarray, step: Array | np.ndarray
-    ) -> Float[Array, "batch action"]:
-        """An action for every environment, on keys of their own."""
-        key = jax.random.fold_in(jax.random.fold_in(self.key, 0), jnp.asarray(step))
-        keys = jax.random.split(key, len(observation))
-        return jax.vmap(lambda o, k: self.agent.explore(state, o, key=k))(
-            jnp.asarray(observation), keys
-        )
-
 
 def _learn_until(
     end: int,
@@ -172,22 +159,24 @@ def _learn_until(
     try:
         while world.step < end:
             if world.step < warmup:
-                transition = world.advance(world.random_action())
-                replay = _remember(transition, replay)
+                replay = _remember(world.advance(world.random_action()), replay)
                 continue
             if action is None:
-                action = inputs.explore(state, world.observation, np.asarray(world.step))
+                action = _explore(inputs, state, world.observation, np.asarray(world.step))
             chosen = np.asarray(action)
             if not np.isfinite(chosen).all():
                 raise DivergedError(int(state.step), ["the policy's action"])
-            transition = world.advance(chosen)
-            now = (inputs, transition, world.observation, np.asarray(world.step))
-            state, replay, metrics, action = _turn(now, state, replay)
+            replay = _remember(world.advance(chosen), replay)
+            now = world.observation, np.asarray(world.step)
+            state, metrics, action = _learn(inputs, replay, state, *now)
             history.append(metrics)
     except EnvironmentFaultError as error:
         fault = error
     history = jax.device_get(history)  # at once, and when the updates are done
-    metrics = jax.tree.map(lambda *values: float(np.mean(values)), *history) if history else {}
+    columns = {name: np.array([row[name] for row in history]) for name in (history or [{}])[0]}
+    each = {name: column.repeat(inputs.num_updates) for name, column in columns.items()}
+    raise_if_diverged(int(state.step), len(history) * inputs.num_updates, each, state)
+    metrics = {name: float(column.mean()) for name, column in columns.items()}
     seconds = time.perf_counter() - began
     progress = OnlineProgress(
         step=world.step,
@@ -204,18 +193,18 @@ def _learn_until(
     return progress, action
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _remember(transition: Batch, replay: Replay) -> Replay:
-    return replay.add(transition)
+# Two calls, because one that both writes and reads the buffer copies it. And `jax.jit`, because at
+# every step the time to take modules apart counts: all their leaves are arrays here.
+@functools.partial(jax.jit, donate_argnums=1)
+def _remember(transition: dict[str, Array], replay: Replay) -> Replay:
+    return replay.add(Batch(**transition))
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _turn(
-    now: tuple, state: State, replay: Replay
-) -> tuple[State, Replay, dict[str, Scalar], Float[Array, "batch action"]]:
-    """Remembers a transition, learns, and acts: one call to the device for each step."""
-    inputs, transition, observation, step = now
-    replay = replay.add(transition)
+@functools.partial(jax.jit, donate_argnums=2)
+def _learn(
+    inputs: _Inputs, replay: Replay, state: State, observation: Array, step: Array
+) -> tuple[State, dict[str, Scalar], Float[Array, "batch action"]]:
+    """The updates of a step, and the next actions."""
 
     def one(state: State, _: None) -> tuple[State, dict[str, Scalar]]:
         key = jax.random.fold_in(jax.random.fold_in(inputs.key, 1), state.step)
@@ -226,8 +215,17 @@ def _turn(
         )
 
     state, metrics = jax.lax.scan(one, state, None, length=inputs.num_updates)
-    action = inputs.explore(state, observation, step)
-    return state, replay, jax.tree.map(jnp.mean, metrics), action
+    return state, jax.tree.map(jnp.mean, metrics), _explore(inputs, state, observation, step)
+
+
+@jax.jit
+def _explore(
+    inputs: _Inputs, state: State, observation: Array, step: Array
+) -> Float[Array, "batch action"]:
+    """An action for every environment, on keys of their own."""
+    key = jax.random.fold_in(jax.random.fold_in(inputs.key, 0), step)
+    keys = jax.random.split(key, len(observation))
+    return jax.vmap(lambda o, k: inputs.agent.explore(state, o, key=k))(observation, keys)
 
 
 class _World:
@@ -263,18 +261,18 @@ class _World:
         generator = np.random.default_rng([self.seed, self.step])
         return generator.uniform(-1, 1, self.environments.action_space.shape).astype(np.float32)
 
-    def advance(self, action: np.ndarray) -> Batch:
+    def advance(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """Makes a step in each environment, and starts new episodes where theirs ended."""
         new, reward, terminated, truncated, info = self.call("step", action)
         self.check(new, reward)
         before, self.observation = self.observation, np.asarray(new, np.float32)
-        transition = Batch(
-            observation=jnp.asarray(before),
-            action=jnp.asarray(action),
-            reward=jnp.asarray(reward, jnp.float32),
-            mask=jnp.asarray(~terminated, jnp.float32),
-            next_observation=jnp.asarray(new, jnp.float32),
-        )
+        transition = {
+            "observation": before,
+            "action": action,
+            "reward": np.asarray(reward, np.float32),
+            "mask": np.asarray(~terminated, np.float32),
+            "next_observation": self.observation,
+        }
         self.step += self.num
         self.returns += reward
         self.lengths += 1
