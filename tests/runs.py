@@ -1,12 +1,18 @@
-"""A dataset and a configuration small enough to train in a test."""
+"""Runs that are small enough to train in a test, and processes to kill."""
 
+import contextlib
 import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 
 from floq_eqx.agents import from_plain, to_plain
 from floq_eqx.data import make_environment
-from floq_eqx.training import TrainConfig
+from floq_eqx.training import Run, TrainConfig
 
 CUBE = "cube-single-play-singletask-task1-v0"
 
@@ -61,3 +67,70 @@ def write_dataset(path, *, solved=True, steps=30, episodes=4):
         qvel=np.zeros((rows, model.nv), np.float32),
     )
     return path
+
+
+@contextlib.contextmanager
+def processes():
+    """Starts the program, and ends what is left of it."""
+    running = []
+
+    def begin(*words):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "floq_eqx", *map(str, words)],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        )
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def names(folder):
+    return sorted(p.name for p in Path(folder).iterdir())
+
+
+def wait_for(process, condition):
+    end = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def check_folder(folder):
+    """What holds at any moment: nothing under its final name is half-written."""
+    if not folder.exists():
+        return
+    if not (folder / "config.json").exists():
+        assert all(name == ".lock" or name.endswith(".partial") for name in names(folder))
+        return
+    run = Run(folder)
+    for name in ("train.csv", "evaluation.csv"):
+        steps = [row["step"] for row in run.table(name)]
+        assert steps == sorted(set(steps))
+    assert [run.damage(step) for step in run.steps()] == [None] * len(run.steps())
+    assert all(p.name.isdecimal() or ".partial" in p.name for p in folder.glob("checkpoints/*"))
+    known = {"config.json", "train.csv", "evaluation.csv", "checkpoints", "learning_curve.png"}
+    others = set(names(folder)) - known - {".lock"}
+    assert all(name.endswith(".partial") for name in others)
+
+
+def kill(process):
+    """Whether it was still running."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def saved(folder):
+    """The number of the last checkpoint."""
+    steps = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdecimal()]
+    return max(steps, default=0)
+
+
+def held_by(folder):
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / ".lock").read_text()
+    return ""

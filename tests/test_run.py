@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -28,7 +27,19 @@ from floq_eqx.training import DivergedError, Run, TrainConfig, run as run_module
 from floq_eqx.training.loggers import CSVLogger
 from floq_eqx.training.train import find_data
 
-from .runs import CUBE, small_agent, small_config, write_dataset
+from .runs import (
+    CUBE,
+    check_folder,
+    held_by,
+    kill,
+    names,
+    processes,
+    saved,
+    small_agent,
+    small_config,
+    wait_for,
+    write_dataset,
+)
 
 # The package's attribute of this name is the function.
 train_module = sys.modules["floq_eqx.training.train"]
@@ -52,10 +63,6 @@ def copy(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0].folder, folder)
     return folder
-
-
-def names(folder):
-    return sorted(p.name for p in Path(folder).iterdir())
 
 
 def same_parameters(a, b):
@@ -546,7 +553,7 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(tmp_path, data, monkeyp
 # ----------------------------------------------------------------------------------- interruption
 
 COMMAND = [
-    *(sys.executable, "-m", "floq_eqx", "train", "--agent", "floq"),
+    *("train", "--agent", "floq"),
     *("--num-updates", "100", "--batch-size", "8", "--log-every", "5", "--evaluate-every", "25"),
     *("--evaluation-episodes", "1", "--checkpoint-every", "5", "--num-noise", "2"),
     *("--num-steps", "2", "--flow-steps", "2", "--field.hidden-sizes", "8"),
@@ -557,28 +564,10 @@ MORE = ("--num-updates", "600")
 
 
 @pytest.fixture(scope="module")
-def start(data, tmp_path_factory):
-    """Starts a run in a process of its own, where compiled programs are kept between runs."""
-    cache = tmp_path_factory.mktemp("cache")
-    env = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    running = []
-
-    def start(folder, *more):
-        process = subprocess.Popen(
-            [*COMMAND, "--data", str(data), "--out", str(folder), *more],
-            **{"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
-        )
-        running.append(process)
-        return process
-
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
+def start(data):
+    """Starts a run in a process of its own."""
+    with processes() as begin:
+        yield lambda folder, *more: begin(*COMMAND, "--data", data, "--out", folder, *more)
 
 
 @pytest.fixture(scope="module")
@@ -588,13 +577,6 @@ def uninterrupted(start, tmp_path_factory):
     assert err == ""  # nothing but a terminal sees progress, and nobody Orbax's log
     assert "update 25: success" in out
     return Run(folder)
-
-
-def wait_for(process, condition):
-    end = time.monotonic() + 120
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def same_run(run, expected):
@@ -607,29 +589,6 @@ def same_run(run, expected):
             assert [row[column] for row in rows] == [row[column] for row in expected_rows]
         seconds = [row["seconds"] for row in rows]
         assert seconds == sorted(seconds)
-
-
-def check_folder(folder):
-    """What holds at any moment: nothing under its final name is half-written."""
-    if not (folder / "config.json").exists():
-        assert all(name == ".lock" or name.endswith(".partial") for name in names(folder))
-        return
-    run = Run(folder)
-    for name in ("train.csv", "evaluation.csv"):
-        steps = [row["step"] for row in run.table(name)]
-        assert steps == sorted(set(steps))
-    assert [run.damage(step) for step in run.steps()] == [None] * len(run.steps())
-    assert all(p.name.isdecimal() or ".partial" in p.name for p in folder.glob("checkpoints/*"))
-    known = {"config.json", "train.csv", "evaluation.csv", "checkpoints", "learning_curve.png"}
-    others = set(names(folder)) - known - {".lock"}
-    assert all(name.endswith(".partial") for name in others)
-
-
-def kill(process):
-    """Whether it was still running."""
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
 
 
 def test_killed_at_several_moments(start, uninterrupted, tmp_path):
@@ -694,18 +653,6 @@ def test_killed_at_random_moments(start, tmp_path, capsys):
     assert killed >= 20
     assert checkpointing > 0
     assert evaluating > 0
-
-
-def saved(folder):
-    """The number of the last checkpoint."""
-    steps = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdecimal()]
-    return max(steps, default=0)
-
-
-def held_by(folder):
-    with contextlib.suppress(FileNotFoundError):
-        return (folder / ".lock").read_text()
-    return ""
 
 
 def test_ctrl_c(start, uninterrupted, tmp_path):

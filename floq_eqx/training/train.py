@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from .._types import Number
 from ..agents.base import Agent, State
 from ..data import Batch, Replay, collect_dataset, load_dataset, parse_name
 from ..evaluation import Evaluation, evaluate, make_environments
@@ -342,7 +343,7 @@ class _Watch:
             yield
 
     def log(
-        self, step: int, state: State, rates: dict[str, float], metrics: dict[str, float]
+        self, step: int, state: State, rates: dict[str, float], metrics: dict[str, Number]
     ) -> None:
         row = self._counts(step, state) | rates | dict(sorted(metrics.items()))
         self.logger.log(step, row, table="train")
@@ -387,7 +388,7 @@ class _Watch:
         ends = (self.run.config.num_updates, self.run.config.last_step)
         return step // every > self.step // every or step in ends
 
-    def _counts(self, step: int, state: State) -> dict[str, float]:
+    def _counts(self, step: int, state: State) -> dict[str, Number]:
         seconds = {"seconds": time.perf_counter() - self._start}
         if self.run.config.online is None:
             return seconds
