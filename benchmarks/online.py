@@ -4,7 +4,6 @@
     python -m benchmarks.online tune --out FOLDER                   # alpha of the next
     python -m benchmarks.online utd --out FOLDER                    # many updates a step
     python -m benchmarks.online table --out FOLDER
-    python -m benchmarks.online figure --out FOLDER
 
 A curve is a line for each of its points in `FOLDER/<study>.jsonl`; curves that are whole are not
 made again, so that an interrupted command goes on, and two can share the work with `--agents` and
@@ -30,9 +29,9 @@ from floq_eqx.training import OnlineProgress, fit_online, train_steps
 
 SEEDS = (0, 1, 2)
 
-# Offline to online: the default data, then as many environment steps as updates before them.
+# Offline to online: the default data, then half as many environment steps as updates before.
 CUBE = "cube-single-play-singletask-task1-v0"
-OFFLINE_UPDATES, CUBE_STEPS, CUBE_EVERY, CUBE_EPISODES, CUBE_BATCH = 20_000, 20_000, 5_000, 50, 128
+OFFLINE_UPDATES, CUBE_STEPS, CUBE_EVERY, CUBE_EPISODES, CUBE_BATCH = 20_000, 10_000, 2_500, 50, 128
 CUBE_SETTINGS: dict[str, Any] = {
     "learning_rate": 5e-4,
     "target_rate": 0.01,
@@ -209,14 +208,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("finetune", "tune", "utd", "table", "figure"))
+    parser.add_argument("command", choices=("finetune", "tune", "utd", "table"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=None, help="the dataset (.npz)")
     parser.add_argument("--agents", nargs="+", default=None)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--utd", nargs="+", type=int, default=list(UTD))
     options = parser.parse_args()
-    if options.command in ("table", "figure"):
+    if options.command in ("table"):
         for study, metric in (("finetune", "success"), ("utd", "returns")):
             if rows := read(options.out / f"{study}.jsonl"):
                 print(table(rows, metric), end="\n\n")

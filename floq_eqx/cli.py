@@ -166,7 +166,7 @@ def _train(arguments: list[str]) -> None:
 
 
 def _finetune(arguments: list[str]) -> None:
-    from .training.train import finetune_config
+    from .training.running import finetune_config
 
     @dataclasses.dataclass
     class Finetune:
@@ -242,7 +242,7 @@ def _online_config(parsed: Any) -> OnlineConfig | None:
 
 def _evaluate(arguments: list[str]) -> None:
     from .evaluation import evaluate, make_environments, record
-    from .training.train import describe
+    from .training.running import describe
 
     @dataclasses.dataclass
     class Evaluate:

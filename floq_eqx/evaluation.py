@@ -212,7 +212,7 @@ def record(
 ) -> Path:
     """Writes the first episode of an evaluation with the same seed as an animated GIF.
 
-    **Arguments:** `agent`, `state`: who acts; `name`: the OGBench environment; `path`: the file;
+    **Arguments:** `agent`, `state`: who acts; `name`: the environment's; `path`: the file;
     `seed`: the episode's; `success_timing`: as in
     [`floq_eqx.evaluation.make_environments`][]; `fps`: frames a second.
 
@@ -225,7 +225,9 @@ def record(
     check_sizes(fps=fps)
     _check_seed(seed)
     path = Path(path)
-    with contextlib.closing(_seeded(name, success_timing, {})) as environment:
+    # OGBench's environments know what to render; Gymnasium's others must be told.
+    options = {} if name in dataset_names() else {"render_mode": "rgb_array"}
+    with contextlib.closing(_seeded(name, success_timing, options)) as environment:
         observation, _ = environment.reset(seed=seed)
         try:
             with warnings.catch_warnings():
@@ -233,7 +235,7 @@ def record(
                 frames = [environment.unwrapped.render()]
         except Exception as error:
             raise RuntimeError(
-                "This machine cannot render: MuJoCo needs OpenGL. Without a display, install EGL "
+                "This machine cannot render. MuJoCo needs OpenGL: without a display, install EGL "
                 f"or OSMesa and set MUJOCO_GL=egl or MUJOCO_GL=osmesa. It says: {error}"
             ) from error
         key, done, step = jax.random.key(seed), False, 0

@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
 from .agents.base import check_choice
-from .agents.registry import from_plain, nearest
+from .agents.registry import AGENTS, from_plain, nearest
 from .data import dataset_names, parse_name
 from .networks import MLPConfig
 from .training import OnlineConfig, TrainConfig
@@ -215,7 +215,8 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
     - `agent`: its name.
     - `environment`: an OGBench name, of any of its tasks.
     - `variant`: `best` is floq as tuned to the environment, and any other agent's default;
-        `online` is offline-to-online: a million updates, then a million environment steps.
+        `online` is offline-to-online: a million updates, then a million environment steps (but of
+        ReBRAC, which needs the data's next action, the part offline alone).
 
     **Raises:** `ValueError` if they report none, with the nearest that they do.
     """
@@ -230,6 +231,7 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
     settings: dict[str, Any] = {"discount": ENVIRONMENTS[name].discount}
     settings |= PAPER[name].get(agent, {}) | changes.get(agent, {})
     batch_size = settings.pop("batch_size", 256)
+    goes_online = bool(online) and not AGENTS[agent].uses_next_action
     if agent == "floq":
         hidden = [512] * settings.pop("depth", 4)
         settings["field"] = {"kind": "mlp", "hidden_sizes": hidden, "layer_norm": True}
@@ -238,7 +240,7 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
         agent=from_plain(agent, settings),
         num_updates=1_000_000 if online else _UPDATES.get(agent, 1_000_000),
         batch_size=batch_size,
-        online=OnlineConfig(num_steps=1_000_000) if online else None,
+        online=OnlineConfig(num_steps=1_000_000) if goes_online else None,
     )
 
 

@@ -5,21 +5,22 @@ import os
 import shutil
 import tempfile
 
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    _cache = tempfile.mkdtemp(prefix="floq-jax-")
-    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-    # Most of the suite's time goes into compiling what runs once, here and in programs it starts:
-    # do little of it, and what processes have in common once.
-    os.environ |= {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": _cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-import jax  # it reads these when it is imported
+import jax
 import pytest
 
+# Most of the suite's time goes into compiling what runs once, here and in programs that it starts.
+# These, which are often the same, also keep what they compiled; each worker's by itself, since the
+# cache has no locks.
+_cache = tempfile.mkdtemp(prefix="floq-jax-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ |= {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": _cache,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", None)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

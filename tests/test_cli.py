@@ -101,7 +101,8 @@ def test_help_of_train_shows_the_choice(capsys, monkeypatch, agent, preset):
     assert f"(default: {agent})" in text
     assert "--preset {laptop,paper,paper-best,paper-online}" in text
     assert f"(default: {preset})" in text
-    assert f"--env STR The single-task OGBench name. (default: {CUBE})" in text
+    assert "--env STR The single-task OGBench name or, to learn online, a Gymnasium id" in text
+    assert f"(default: {CUBE})" in text
     assert "--batch-size INT Transitions in an update. (default: 256)" in text
     # Every option says what it is; those of a network have names that do.
     bare = re.findall(r"(--[\w-]+(?:, --[\w-]+)? (?:\S+ )?)\(default", text)
@@ -163,7 +164,7 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     # No mistake here may come to light only after minutes of collecting.
-    monkeypatch.setattr("floq_eqx.training.train.collect_dataset", pytest.fail)
+    monkeypatch.setattr("floq_eqx.training.running.collect_dataset", pytest.fail)
     status, _, err = floq(capsys, *words)
     assert status == 1
     assert err.startswith("floq: error: ")
@@ -491,3 +492,57 @@ def test_solvers_refuses(capsys, tmp_path, monkeypatch, words, message):
     assert status == 1
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------- online
+
+
+ONLINE = [
+    *("train", "--agent", "sac", "--env", "Pendulum-v1", "--warmup", "10", "--batch-size", "4"),
+    *("--log-every", "20", "--evaluate-every", "40", "--checkpoint-every", "20"),
+    *("--evaluation-episodes", "1", "--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8"),
+]
+
+
+def test_learning_online(capsys, tmp_path):
+    folder = str(tmp_path / "run")
+    status, out, err = floq(capsys, *ONLINE, "--online-steps", "40", "--out", folder)
+    assert (status, err) == (0, "")
+    assert re.search(r"^environment step 40: return -\d", out, re.MULTILINE)
+    assert "published" not in out
+    assert {"checkpoints", "config.json", "learning_curve.png"} <= set(os.listdir(folder))
+    status, out, _ = floq(capsys, *ONLINE, "--online-steps", "60", "--out", folder, "--resume")
+    assert status == 0
+    assert "continuing at step 40 of 60" in out
+    status, out, _ = floq(capsys, "evaluate", folder, "--episodes", "1")
+    assert (status, "success" in out) == (0, False)
+    figure = str(tmp_path / "figure.png")
+    words = ["--metric", "returns", "--x", "env_steps", "--out", figure]
+    status, out, _ = floq(capsys, "plot", folder, *words)
+    assert status == 0
+    assert "| sac, seed 0 | 60 |" in out
+    other = str(tmp_path / "other")
+    words = ["--online-steps", "20", "--utd", "2", "--out", other, "--seed", "3"]
+    status, out, _ = floq(capsys, "finetune", folder, *words)
+    assert status == 0
+    config = Run(other).config
+    assert (config.num_updates, config.seed, config.batch_size) == (60, 3, 4)
+    assert int(Run(other).load()[1].step) == 50 + 40
+    assert Run(folder).steps() == [40, 60]
+
+
+def test_what_cannot_be_learned_online(capsys, tmp_path):
+    for words, message in [
+        (["--agent", "sac", "--env", "Pendulum-v1"], "Other Gymnasium environments can be learned"),
+        (["--env", "Pendulum-v1", "--online-steps", "9"], "give --reward-min and --reward-max"),
+        (["--agent", "rebrac", "--online-steps", "9"], "next action"),
+        (["--env", "CartPole-v1", "--agent", "sac", "--online-steps", "9"], "not a box"),
+        (["--online-steps", "9", "--utd", "0"], "utd must be a whole number of at least 1"),
+    ]:
+        folder = tmp_path / "run"
+        status, _, err = floq(capsys, "train", *words, "--out", str(folder))
+        assert status == 1
+        assert message in err
+        assert not folder.exists() or not os.listdir(folder)
+    status, _, err = floq(capsys, "finetune", str(tmp_path / "none"))
+    assert (status, "holds no run" in err) == (1, True)

@@ -33,7 +33,7 @@ from floq_eqx import cli, interop
 from floq_eqx.data import load_dataset, make_environment, ogbench, parse_name
 from floq_eqx.evaluation import make_environments
 from floq_eqx.training import Run, TrainConfig, run as run_module
-from floq_eqx.training.train import find_data
+from floq_eqx.training.running import find_data
 
 from .reference import Reference
 from .runs import small_agent, small_config

@@ -23,9 +23,9 @@ import pytest
 
 from floq_eqx.agents import AGENTS, FQL
 from floq_eqx.presets import PAPER, laptop, paper
-from floq_eqx.training import DivergedError, Run, TrainConfig, run as run_module, train
+from floq_eqx.training import DivergedError, Run, TrainConfig, run as run_module, running, train
 from floq_eqx.training.loggers import CSVLogger
-from floq_eqx.training.train import find_data
+from floq_eqx.training.running import find_data
 
 from .runs import (
     CUBE,
@@ -40,9 +40,6 @@ from .runs import (
     wait_for,
     write_dataset,
 )
-
-# The package's attribute of this name is the function.
-train_module = sys.modules["floq_eqx.training.train"]
 
 
 @pytest.fixture(scope="session")
@@ -591,6 +588,7 @@ def same_run(run, expected):
         assert seconds == sorted(seconds)
 
 
+@pytest.mark.slow
 def test_killed_at_several_moments(start, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     # Moments on the way, and then a random part of the time that a few updates take.
@@ -712,10 +710,10 @@ def test_ctrl_c_between_checkpoints_saves_one(tmp_path, data, monkeypatch):
 
         return fit(agent, state, *args, callbacks=[*callbacks, stop], **kwargs)
 
-    fit = train_module.fit
+    fit = running.fit
     config = small_config(data, checkpoint_every=10, evaluate_every=20)
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "fit", interrupted)
+        patch.setattr(running, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run")
     assert Run(tmp_path / "run").steps() == [10, 15]

@@ -15,7 +15,7 @@ from ..agents.floq import Floq
 from ..data.transitions import Batch, sample
 from ..networks import MLPConfig
 from ..training.run import Run
-from ..training.train import find_data
+from ..training.running import find_data
 from ..velocity import AbstractValueVelocity
 from .features import first_member
 from .policy_evaluation import PolicyEvaluation, evaluate_policy

@@ -1,8 +1,11 @@
 """Environments of Gymnasium that are not OGBench's, in the form that agents act in."""
 
+import difflib
 from typing import Any
 
 import numpy as np
+
+from .ogbench import dataset_names
 
 
 def make_box_environment(name: str, **kwargs: Any) -> Any:
@@ -20,9 +23,11 @@ def make_box_environment(name: str, **kwargs: Any) -> Any:
     try:
         environment = gymnasium.make(name, **kwargs)
     except gymnasium.error.Error as error:
+        near = difflib.get_close_matches(name, dataset_names(), n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ValueError(
             f"{name!r} is neither an OGBench name nor a Gymnasium environment that can be made: "
-            f"{error}"
+            f"{error}.{hint}"
         ) from error
     problem = None
     for what in ("observation", "action"):

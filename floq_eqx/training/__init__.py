@@ -14,4 +14,4 @@ from .online import (
     fit_online as fit_online,
 )
 from .run import Run as Run
-from .train import finetune as finetune, train as train
+from .running import finetune as finetune, train as train

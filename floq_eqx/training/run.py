@@ -433,4 +433,5 @@ def claim(folder: Path) -> None:
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
+    """Writes a run's `config.json`."""
     write_text(folder / "config.json", json.dumps(config.to_plain(), indent=2) + "\n")
