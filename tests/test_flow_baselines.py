@@ -114,7 +114,9 @@ class TestC51:
         logits = jnp.log(jnp.array([[0.5, 0.5, 1e-30, 1e-30], [1e-30, 1e-30, 1e-30, 1.0]]))
         np.testing.assert_allclose(critic.mean(logits), [-3, -0.5], rtol=1e-6)
 
-    @pytest.mark.parametrize("backup", ["expected", "distributional"])
+    @pytest.mark.parametrize(
+        "backup", [pytest.param("expected", marks=pytest.mark.slow), "distributional"]
+    )
     def test_learns_the_mean_and_c51_the_distribution_of_two_outcomes(self, backup):
         agent = C51(
             backup=backup, discount=0.5, num_bins=21, critic=SMALL, actor=SMALL, flow_steps=1,
@@ -218,6 +220,7 @@ class TestValueFlows:
         np.testing.assert_allclose(weight[2], 1 / (1 + np.exp(0.5)) + 0.5, rtol=1e-6)
         np.testing.assert_allclose(confidence_weight(spread, 0.0), 1)
 
+    @pytest.mark.slow
     def test_learns_the_distribution_of_a_known_return(self):
         size = 2000
         data = transitions(size, reward=-jax.random.uniform(KEY, (size,)))
