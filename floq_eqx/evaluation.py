@@ -65,15 +65,9 @@ def evaluate(
     **Raises:** `ValueError` for an environment that resets by itself; `FloatingPointError` if the
     policy's action is NaN or infinite, naming episode and step.
     """
-    from gymnasium.vector import AutoresetMode
-
     check_sizes(num_episodes=num_episodes)
     _check_seed(seed)
-    if environments.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
-        raise ValueError(
-            "evaluate needs a vector environment with autoreset_mode=AutoresetMode.DISABLED, got "
-            f"{environments.metadata.get('autoreset_mode')}: it resets each episode by its seed."
-        )
+    check_resets(environments)
     num = environments.num_envs
     key = jax.random.key(seed)
     success = np.full(num_episodes, np.nan)
@@ -117,6 +111,21 @@ def evaluate(
         if done.any():
             reset(done)
     return Evaluation(success, returns, lengths)
+
+
+def check_resets(environments: Any) -> None:
+    """Raises a `ValueError` for a vector environment that resets its episodes by itself.
+
+    It would lose their last observations, and choose the seeds of the next.
+    """
+    from gymnasium.vector import AutoresetMode
+
+    mode = environments.metadata.get("autoreset_mode")
+    if mode != AutoresetMode.DISABLED:
+        raise ValueError(
+            "Needs a vector environment with autoreset_mode=AutoresetMode.DISABLED, whose episodes "
+            f"are reset here, by their seed; got {mode}."
+        )
 
 
 def _check_seed(seed: int) -> None:

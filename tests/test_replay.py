@@ -156,6 +156,22 @@ def test_contents_do_not_compile_again_and_offline_data_are_not_given_away():
     assert numbers(data) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("protect", [True, False])
+@pytest.mark.parametrize("offline", [0, 3])
+@pytest.mark.parametrize("added", [1, 4, 5, 6, 13])
+def test_what_was_collected_restores_the_buffer(protect, offline, added):
+    def fresh():
+        return Replay.from_data(transitions(0, offline), 8, protect=protect)
+
+    replay = fresh()
+    for index in range(added):
+        replay = replay.add(transitions(100 + index, 1))
+    assert len(replay.collected()) == fresh().num_collected(added)
+    assert equal(fresh().with_collected(replay.collected(), added), replay)
+    with pytest.raises(ValueError, match="collected transitions, got 0"):
+        fresh().with_collected(transitions(0, 0), added)
+
+
 def test_empty():
     replay = Replay.empty(3, 2, 1)
     assert (replay.capacity, int(replay.size)) == (3, 0)

@@ -177,7 +177,7 @@ class SORL(Agent):
         target = td_target(batch.reward, batch.mask, next_value, discount=self.discount)
         q = member_values(params.critic, batch.observation, batch.action)
         loss = critic_loss(q, target)
-        return loss, {"critic_loss": loss, "td_error": loss, "q": jnp.mean(q)}
+        return loss, {"critic_loss": loss, "q": jnp.mean(q)}
 
     def flow_loss(self, params: SorlParams, batch: Batch, noise: SorlNoise) -> Scalar:
         """Flow matching to the data's actions, with the smallest steps where they start."""

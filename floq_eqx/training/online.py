@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from .._types import Key, Number, Scalar
 from ..agents.base import Agent, State, check_sizes
 from ..data import Batch, Replay, sample_mixture
+from ..evaluation import check_resets
 from .loop import DivergedError, raise_if_diverged, with_arrays
 
 
@@ -232,14 +233,7 @@ class _World:
     """A vector environment between two steps."""
 
     def __init__(self, environments: Any, *, seed: int, step: int):
-        from gymnasium.vector import AutoresetMode
-
-        mode = environments.metadata.get("autoreset_mode")
-        if mode != AutoresetMode.DISABLED:
-            raise ValueError(
-                "fit_online needs a vector environment with autoreset_mode=AutoresetMode.DISABLED, "
-                f"got {mode}: of one that resets by itself, the last observations get lost."
-            )
+        check_resets(environments)
         self.environments, self.seed, self.step = environments, seed, step
         self.num = environments.num_envs
         self.returns, self.lengths = np.zeros(self.num), np.zeros(self.num, np.int64)
