@@ -63,7 +63,7 @@ def compare(
     **Arguments:**
 
     - `runs`: at least one, each with an evaluation. Configurations are compared without the seed
-        and the path of the data.
+        and the paths of the data and of the run that an online one began from.
     - `metric`: `"success"`, `"returns"` or `"lengths"`.
     - `aggregate`: of a group; the interquartile mean of fewer than four runs is their mean. `None`
         for every run by itself: then success has the 95 % Wilson score interval of its episodes,
@@ -225,6 +225,8 @@ class _Member:
     def settings(self, *, pool_tasks: bool) -> dict[str, Any]:
         """What the members of a group have in common, flat."""
         kept = {key: value for key, value in self.plain.items() if key not in ("seed", "data")}
+        if "online" in kept:
+            kept["online"] = {k: v for k, v in kept["online"].items() if k != "start"}
         if pool_tasks:
             kept["environment"] = re.sub(r"-task\d+", "", kept["environment"])
         return dict(_flat(kept))

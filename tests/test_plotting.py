@@ -11,7 +11,7 @@ import pytest
 from floq_eqx import plotting
 from floq_eqx.analysis import SolverComparison, SolverRow
 from floq_eqx.plotting import compare, final_values, learning_curves
-from floq_eqx.training import Run
+from floq_eqx.training import OnlineConfig, Run
 from floq_eqx.training.loggers import CSVLogger
 
 from .runs import CUBE, small_agent, small_config
@@ -207,6 +207,15 @@ def test_groups_and_their_labels(make_run):
         "| fql, alpha=10.0, 2 seeds | 20 | 0.6 | 0.5 to 0.7 |\n"
         "| fql, alpha=3.0, seed 0 | 20 | 0.3 | – |\n"
     )
+
+
+def test_seeds_that_began_from_runs_of_their_own(make_run):
+    runs = [
+        make_run([0.1 * seed], seed=seed, online=OnlineConfig(start=f"runs/seed{seed}"))
+        for seed in (1, 2)
+    ]
+    (curve,) = compare(runs)
+    assert curve.num_runs == 2
 
 
 def test_runs_of_several_environments(make_run):
