@@ -170,7 +170,7 @@ def make_environments(
 
     - `name`: an OGBench name such as `cube-single-play-singletask-task1-v0`, or the id of any
         Gymnasium environment whose observations and actions are boxes, such as `Pendulum-v1`; see
-        [`floq_eqx.data.make_box_environment`][].
+        [`floq_eqx.data.environments.make_box_environment`][].
     - `num`: how many run side by side.
     - `asynchronous`: each in a process of its own, instead of one after the other in this one;
         scripts then need the `if __name__ == "__main__":` guard of `multiprocessing`.
