@@ -15,7 +15,6 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from floq_eqx.evaluation import evaluate, make_environments
 from floq_eqx.networks import MLPConfig
 from floq_eqx.training import OnlineProgress, fit_online, train_steps
 
+from .agents import TASK, read
+
 SEEDS = (0, 1, 2)
 
 # Offline to online: the default data, then half as many environment steps as updates before.
-CUBE = "cube-single-play-singletask-task1-v0"
 OFFLINE_UPDATES, CUBE_STEPS, CUBE_EVERY, CUBE_EPISODES, CUBE_BATCH = 20_000, 10_000, 2_500, 50, 128
 CUBE_SETTINGS: dict[str, Any] = {
     "learning_rate": 5e-4,
@@ -76,7 +76,7 @@ def make(name: str, width: int, settings: dict[str, Any]) -> Agent:
     )
 
 
-def finetune(name: str, seed: int, data: Batch) -> Iterator[dict[str, Any]]:
+def finetune(name: str, seed: int, data: Batch) -> list[dict[str, Any]]:
     """Offline updates, then online with all data in one buffer; SAC starts from scratch, with half
     of each batch offline (RLPD).
     """
@@ -97,11 +97,11 @@ def finetune(name: str, seed: int, data: Batch) -> Iterator[dict[str, Any]]:
             batch_size=CUBE_BATCH,
             key=offline_key,
         )
-    yield from learn(
+    return learn(
         agent,
         state,
         replay,
-        CUBE,
+        TASK,
         seed,
         key=online_key,
         num_steps=CUBE_STEPS,
@@ -112,13 +112,13 @@ def finetune(name: str, seed: int, data: Batch) -> Iterator[dict[str, Any]]:
     )
 
 
-def utd(name: str, seed: int, ratio: int, alpha: float | None = None) -> Iterator[dict[str, Any]]:
+def utd(name: str, seed: int, ratio: int, alpha: float | None = None) -> list[dict[str, Any]]:
     """From scratch, with so many updates for each of few environment steps."""
     alpha = PENDULUM_ALPHA.get(name, 0.0) if alpha is None else alpha
     agent = make(name, 64, PENDULUM_SETTINGS | {"alpha": alpha})
     init_key, online_key = jax.random.split(jax.random.key(seed))
     state = agent.init(3, 1, key=init_key)
-    yield from learn(
+    return learn(
         agent,
         state,
         Replay.empty(PENDULUM_STEPS, 3, 1),
@@ -144,13 +144,13 @@ def learn(
     every: int,
     episodes: int,
     **options: Any,
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """The points of a curve: the evaluation before, and after every so many steps."""
     world, test = make_environments(environment, 1), make_environments(environment, 10)
     points: list[dict[str, Any]] = []
     began = time.perf_counter()
 
-    def point(step: int, state: Any, metrics: dict[str, float]) -> None:
+    def point(step: int, state: Any, q: float | None = None) -> None:
         result = evaluate(agent, state, test, num_episodes=episodes, seed=10_000 + 1000 * seed)
         summary = result.summary()
         points.append(
@@ -158,49 +158,35 @@ def learn(
                 "env_steps": step,
                 "success": summary["success"],
                 "returns": summary["returns"],
-                "q": metrics.get("q"),
+                "q": q,
                 "seconds": time.perf_counter() - began,
             }
         )
 
     def after(now: OnlineProgress) -> None:
-        point(now.step, now.state, now.metrics)
+        point(now.step, now.state, now.metrics.get("q"))
 
-    point(0, state, {})
+    point(0, state)
     fit_online(agent, state, replay, world, chunk=every, seed=seed, callbacks=[after], **options)
-    yield from points
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str, Any]]]]:
-    """The points of each label and seed."""
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for row in rows:
-        found.setdefault(row["label"], {}).setdefault(row["seed"], []).append(row)
-    return found
+    return points
 
 
 def table(rows: list[dict[str, Any]], metric: str) -> str:
     """Mean and sample standard deviation over seeds, a row a label and a column a step."""
-    found = curves(rows)
     steps = sorted({row["env_steps"] for row in rows})
     lines = [
         f"| {metric} after | seeds | {' | '.join(f'{step:,}' for step in steps)} |",
         "|---" * (len(steps) + 2) + "|",
     ]
-    for label, seeds in found.items():
+    for label in dict.fromkeys(row["label"] for row in rows):
+        mine = [row for row in rows if row["label"] == label]
         cells = []
         for step in steps:
-            values = [
-                p[metric] for points in seeds.values() for p in points if p["env_steps"] == step
-            ]
+            values = [row[metric] for row in mine if row["env_steps"] == step]
             spread = statistics.stdev(values) if len(values) > 1 else float("nan")
             digits = 2 if metric == "success" else 0
             cells.append(f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}")
-        lines.append(f"| {label} | {len(seeds)} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {len({row['seed'] for row in mine})} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -215,7 +201,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--utd", nargs="+", type=int, default=list(UTD))
     options = parser.parse_args()
-    if options.command in ("table"):
+    if options.command == "table":
         for study, metric in (("finetune", "success"), ("utd", "returns")):
             if rows := read(options.out / f"{study}.jsonl"):
                 print(table(rows, metric), end="\n\n")
@@ -225,7 +211,7 @@ def main() -> None:
     path = options.out / f"{options.command}.jsonl"
     todo: list[tuple[str, int, Any]]
     if options.command == "finetune":
-        data = load_dataset(CUBE, path=options.data)
+        data = load_dataset(TASK, path=options.data)
         todo = [
             (name, seed, lambda name=name, seed=seed: finetune(name, seed, data))
             for name in options.agents or CUBE_AGENTS

@@ -22,12 +22,13 @@ from floq_eqx.evaluation import make_environments
 from floq_eqx.training import OnlineProgress, fit_online, online
 from floq_eqx.training.loop import with_arrays
 
-from .online import CUBE, CUBE_SETTINGS, PENDULUM, make
+from .agents import TASK
+from .online import CUBE_SETTINGS, PENDULUM, make
 
 CASES = {
     "sac, 2 × 256, Pendulum": (PENDULUM, "sac", 256, {"action_size": 1}),
-    "floq, 2 × 128, cube-single": (CUBE, "floq", 128, CUBE_SETTINGS | {"action_size": 5}),
-    "fql, 2 × 128, cube-single": (CUBE, "fql", 128, CUBE_SETTINGS | {"action_size": 5}),
+    "floq, 2 × 128, cube-single": (TASK, "floq", 128, CUBE_SETTINGS | {"action_size": 5}),
+    "fql, 2 × 128, cube-single": (TASK, "fql", 128, CUBE_SETTINGS | {"action_size": 5}),
 }
 BATCH, CAPACITY = 128, 1_000_000
 

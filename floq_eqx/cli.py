@@ -13,13 +13,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ._types import FloatLike, Number
-from .agents.base import Agent, check_sizes
+from .agents.base import OF_THE_DATA, Agent, check_sizes
 from .agents.registry import AGENTS, NETWORKS, SOLVERS, from_plain, nearest, to_plain
 from .networks import MLPConfig, NetworkConfig
-from .training import OnlineConfig, Run, TrainConfig, train
+from .training import OnlineConfig, Run, TrainConfig, finetune, train
 from .training.loggers import LoggerName
 
-_OF_THE_DATA = ("action_size", "reward_min", "reward_max")
 _COMMANDS = {
     "train": "train an agent on an OGBench task, offline, online or both, in a folder of its own",
     "finetune": "go on online where another run ended",
@@ -116,7 +115,7 @@ def _train(arguments: list[str]) -> None:
     defaults = dataclasses.replace(defaults, agent=dataclasses.replace(defaults.agent, **kinds))
 
     options = _dataclass_like(TrainConfig, defaults, skip=("environment", "agent", "online"))
-    known = ("action_size",) if defaults.online else _OF_THE_DATA
+    known = ("action_size",) if defaults.online else OF_THE_DATA
     agent_options = _dataclass_like(AGENTS[chosen.agent], defaults.agent, skip=known)
     online_options = _online_options(defaults.online)
 
@@ -158,7 +157,7 @@ def _train(arguments: list[str]) -> None:
         )
     stem = chosen.env.removesuffix("-v0").replace("/", "-")
     folder = Path(parsed.out or f"runs/{stem}-{chosen.agent}-{chosen.preset}-seed{config.seed}")
-    print(f"training {chosen.agent} on {chosen.env} in {folder}", flush=True)
+    _print(f"training {chosen.agent} on {chosen.env} in {folder}")
     decay = config.agent.decay_updates
     if decay not in (None, config.num_updates):
         print(f"note: the learning rate falls to zero over {decay} updates (--decay-updates)")
@@ -166,8 +165,6 @@ def _train(arguments: list[str]) -> None:
 
 
 def _finetune(arguments: list[str]) -> None:
-    from .training.running import finetune_config
-
     @dataclasses.dataclass
     class Finetune:
         run: tyro.conf.Positional[str]
@@ -193,15 +190,25 @@ def _finetune(arguments: list[str]) -> None:
         """Besides the tables: tensorboard, wandb (offline) or wandb-online; they are extras."""
 
     parsed = tyro.cli(Finetune, prog="floq finetune", args=arguments)
-    settings = _shallow(parsed)
-    source, out = Run(settings.pop("run")), settings.pop("out")
-    online = typing.cast(OnlineConfig, _online_config(settings.pop("online")))
-    options = {name: settings.pop(name) for name in ("resume", "log")}
-    changes = {name: value for name, value in settings.items() if value is not None}
-    config = finetune_config(source, online, **changes)
-    folder = Path(out or f"runs/{source.folder.resolve().name}-online")
-    print(f"training {config.agent_name} on {config.environment} in {folder}", flush=True)
-    _finish(train(config, folder, resume=options["resume"], report=_print, loggers=options["log"]))
+    source = Run(parsed.run)
+    known = {f.name for f in dataclasses.fields(TrainConfig)} - {"online"}
+    changes = {
+        name: value
+        for name, value in _shallow(parsed).items()
+        if name in known and value is not None
+    }
+    folder = Path(parsed.out or f"runs/{source.folder.resolve().name}-online")
+    _print(f"training {source.config.agent_name} on {source.config.environment} in {folder}")
+    run = finetune(
+        source.folder,
+        folder,
+        typing.cast(OnlineConfig, _online_config(parsed.online)),
+        changes=changes,
+        resume=parsed.resume,
+        report=_print,
+        loggers=parsed.log,
+    )
+    _finish(run)
 
 
 def _print(line: str) -> None:

@@ -324,17 +324,28 @@ def laptop(agent: str, environment: str, *, online_steps: int | None = None) -> 
     changes = {name: value for name, value in settings.items() if name in known}
     if online is not None and agent == "sac":
         online = dataclasses.replace(online, offline_data="mixture")
-    has_data = online is None or environment in dataset_names()
+    schedule: dict[str, Any] = {
+        "num_updates": 30_000,
+        "evaluate_every": 10_000,
+        "checkpoint_every": 5_000,
+        "collect_episodes": 100,
+    }
+    if online is not None:
+        schedule |= {"num_updates": 0 if agent == "sac" else 20_000, "evaluate_every": 5_000}
+    if online is not None and environment not in dataset_names():
+        schedule |= {
+            "num_updates": 0,
+            "log_every": 250,
+            "evaluate_every": 1_000,
+            "evaluation_episodes": 10,
+            "checkpoint_every": 1_000,
+            "collect_episodes": None,
+        }
     return TrainConfig(
         environment=environment,
         agent=dataclasses.replace(default, **changes),
-        num_updates=30_000 if online is None else 20_000 if has_data and agent != "sac" else 0,
-        log_every=1000 if has_data else 250,
-        evaluate_every=10_000 if online is None else 5_000 if has_data else 1_000,
-        evaluation_episodes=50 if has_data else 10,
-        checkpoint_every=5_000 if has_data else 1_000,
-        collect_episodes=100 if has_data else None,
         online=online,
+        **schedule,
     )
 
 

@@ -38,3 +38,11 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A dataset's file, small enough to train on in a test."""
+    from .runs import write_dataset  # not before the package's types are checked
+
+    return write_dataset(tmp_path_factory.mktemp("data") / "cube-single-play-v0.npz")

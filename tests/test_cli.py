@@ -24,7 +24,7 @@ from floq_eqx.networks import MLPConfig, ResidualConfig
 from floq_eqx.presets import published
 from floq_eqx.training import Run
 
-from .runs import CUBE, write_dataset
+from .runs import CUBE
 
 SMALL = [
     *("--num-updates", "10", "--batch-size", "8", "--log-every", "5", "--evaluate-every", "10"),
@@ -32,11 +32,6 @@ SMALL = [
     *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8"),
 ]
 FLOQ = ["--num-noise", "2", "--num-steps", "2", "--field.hidden-sizes", "8"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "cube-single-play-v0.npz")
 
 
 @pytest.fixture(scope="module", params=["floq", "fql"])

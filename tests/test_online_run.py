@@ -25,7 +25,6 @@ from .runs import (
     small_agent,
     small_config,
     wait_for,
-    write_dataset,
 )
 
 SMALL = MLPConfig((8,), layer_norm=True)
@@ -70,11 +69,6 @@ def scratch(**online):
         checkpoint_every=20,
         online=OnlineConfig(**{"num_steps": 50, "warmup": 10} | online),
     )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "cube-single-play-v0.npz")
 
 
 @pytest.fixture(scope="module")

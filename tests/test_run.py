@@ -43,11 +43,6 @@ from .runs import (
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "cube-single-play-v0.npz")
-
-
-@pytest.fixture(scope="session")
 def finished(tmp_path_factory, data):
     """A finished run, and what it reported; not to be changed."""
     lines = []

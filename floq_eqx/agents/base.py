@@ -19,6 +19,9 @@ Noise = Any
 T = TypeVar("T")
 AgentT = TypeVar("AgentT", bound="Agent")
 
+OF_THE_DATA = ("action_size", "reward_min", "reward_max")
+"""The hyperparameters that `Agent.for_data` fills in."""
+
 # What hyperparameters of these names may be, whichever agent has them; the last says whether the
 # upper end is excluded.
 _RANGES = {

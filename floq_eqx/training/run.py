@@ -213,29 +213,32 @@ class Run:
             f"{self.folder / 'checkpoints'} to start from the beginning with --resume."
         )
 
-    def restore(self, state: PyTree, *, step: int | None = None) -> State:
+    def restore(self, state: PyTree, *, step: int | None = None, checked: bool = False) -> State:
         """The state of a checkpoint.
 
         **Arguments:** `state`: one of the same structure, with arrays or their shapes; `step`:
-        which, by default the last one that is whole; a warning names those after it.
+        which, by default the last one that is whole; a warning names those after it; `checked`:
+        `step` is what `last_step` has just found whole, so its files are not read again to see.
 
         **Raises:** `FileNotFoundError` if there is no such checkpoint; `ValueError` that names
         what differs if it belongs to another configuration, is damaged or cannot be read.
         """
-        step = self._choose(step)
-        return self._read(step, _STATE, state)
+        return self._read(self._choose(step, checked), _STATE, state)
 
-    def restore_collected(self, like: Batch, *, step: int) -> Batch:
+    def restore_collected(self, like: Batch, *, step: int, checked: bool = False) -> Batch:
         """The transitions that were collected online until a checkpoint.
 
-        **Arguments:** `like`: of the same shapes; `step`: the checkpoint's.
+        **Arguments:** `like`: of the same shapes; `step`: the checkpoint's; `checked`: as in
+        `restore`.
 
         **Raises:** as `restore`.
         """
-        return self._read(self._choose(step), _COLLECTED, like)
+        return self._read(self._choose(step, checked), _COLLECTED, like)
 
-    def _choose(self, step: int | None) -> int:
+    def _choose(self, step: int | None, checked: bool) -> int:
         """A checkpoint that is whole: this one, or by default the last."""
+        if step is not None and checked:
+            return step
         steps = self.steps()
         if step is None or not steps:
             return self.last_step()

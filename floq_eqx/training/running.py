@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .._types import Number
-from ..agents.base import Agent, State
+from ..agents.base import OF_THE_DATA, Agent, State
 from ..data import Batch, Replay, collect_dataset, load_dataset, parse_name
 from ..evaluation import Evaluation, evaluate, make_environments
 from .config import OnlineConfig, TrainConfig
@@ -23,8 +23,6 @@ from .loggers import Logger, LoggerName, check_loggers, open_loggers
 from .loop import Progress, fit
 from .online import EnvironmentFaultError, OnlineProgress, fit_online
 from .run import Run, claim, locked, write_config
-
-_OF_THE_DATA = ("action_size", "reward_min", "reward_max")
 
 
 def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
@@ -111,18 +109,15 @@ def finetune(
 
     **Raises:** as `train`; `FileNotFoundError` if there is no such run or checkpoint.
     """
-    return train(finetune_config(Run(source), online, **(changes or {})), folder, **options)
-
-
-def finetune_config(source: Run, online: OnlineConfig, **changes: Any) -> TrainConfig:
-    """The configuration of [`floq_eqx.training.finetune`][]."""
-    return dataclasses.replace(
-        source.config,
-        agent=dataclasses.replace(source.config.agent, decay_updates=None),
-        num_updates=source.last_step(),
-        online=dataclasses.replace(online, start=str(source.folder.resolve())),
-        **changes,
+    run = Run(source)
+    config = dataclasses.replace(
+        run.config,
+        agent=dataclasses.replace(run.config.agent, decay_updates=None),
+        num_updates=run.last_step(),
+        online=dataclasses.replace(online, start=str(run.folder.resolve())),
+        **(changes or {}),
     )
+    return train(config, folder, **options)
 
 
 def _train(
@@ -137,7 +132,7 @@ def _train(
     resumed = resume and (folder / "config.json").exists()
     grows = "num_updates" if config.online is None else "online.num_steps"
     if resumed:
-        _check_same_config(Run(folder).config, config, ignore=(grows, *_OF_THE_DATA))
+        _check_same_config(Run(folder).config, config, ignore=(grows, *OF_THE_DATA))
     else:
         claim(folder)
 
@@ -152,7 +147,9 @@ def _train(
         stack.callback(world.close)
     agent, sizes = _fitted(config.agent, data, world)
     config = dataclasses.replace(config, agent=agent)
-    init_key, train_key, online_key = _keys(config.seed)
+    key = jax.random.key(config.seed)
+    init_key, train_key = jax.random.split(key)
+    online_key = jax.random.fold_in(key, 2)
     state = agent.init(*sizes, key=init_key)
     run, step = None, 0
     if resumed:
@@ -160,7 +157,7 @@ def _train(
         _check_same_config(run.config, config, ignore=(grows,))
         if run.steps():
             step = run.last_step()
-            state = run.restore(state, step=step)
+            state = run.restore(state, step=step, checked=True)
         _check_more_to_do(step, config, grows, report)
     start = None if config.online is None or step >= config.num_updates else config.online.start
     if start is not None:
@@ -180,7 +177,7 @@ def _train(
     if start is not None:
         watch.step = step = config.num_updates
         watch.assess(step, state)
-        run.save(writer, state, step=step)
+        watch.save(step, state)
     if step < config.num_updates:
         with watch.bar("update", step, config.num_updates):
             state = _offline(config, state, data, train_key, watch)
@@ -198,11 +195,6 @@ def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, tuple[
     (observation_size,) = world.single_observation_space.shape
     (action_size,) = world.single_action_space.shape
     return dataclasses.replace(agent, action_size=action_size), (observation_size, action_size)
-
-
-def _keys(seed: int) -> tuple[Any, Any, Any]:
-    key = jax.random.key(seed)
-    return *jax.random.split(key), jax.random.fold_in(key, 2)
 
 
 def _restore_start(config: TrainConfig, start: str, like: State) -> State:
@@ -240,7 +232,7 @@ def _offline(config: TrainConfig, state: State, data: Any, key: Any, watch: "_Wa
         )
     except KeyboardInterrupt:
         if latest is not None and latest.step not in watch.run.steps():
-            watch.run.save(watch.writer, latest.state)
+            watch.save(latest.step, latest.state)
         raise
 
 
@@ -264,7 +256,8 @@ def _online(
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), replay.data
         )
-        collected = watch.run.restore_collected(like, step=config.num_updates + start)
+        step = config.num_updates + start  # which the state came from, so it is checked
+        collected = watch.run.restore_collected(like, step=step, checked=True)
         replay = replay.with_collected(collected, start)
 
     def log(now: OnlineProgress) -> None:
@@ -310,8 +303,7 @@ def _online(
         now = fault.progress
         if now is not None and config.num_updates + now.step > watch.step:
             log(now)
-            step = config.num_updates + now.step
-            watch.run.save(watch.writer, now.state, step=step, collected=now.replay.collected())
+            watch.save(config.num_updates + now.step, now.state, now.replay)
         raise
 
 
@@ -375,11 +367,14 @@ class _Watch:
         with tqdm.external_write_mode():
             self.report(f"{where}: {describe(result)}")
 
+    def save(self, step: int, state: State, replay: Replay | None = None) -> None:
+        collected = None if replay is None else replay.collected()
+        self.run.save(self.writer, state, step=step, collected=collected)
+
     def save_if_due(self, step: int, state: State, replay: Replay | None = None) -> None:
         """The last that is done after a chunk."""
         if self._due(step, self.run.config.checkpoint_every):
-            collected = None if replay is None else replay.collected()
-            self.run.save(self.writer, state, step=step, collected=collected)
+            self.save(step, state, replay)
         self._bar.update(step - self.step)
         self.step = step
 
