@@ -1,12 +1,17 @@
 """The `floq` program: parsing and printing; the work is done by the library."""
 
-import argparse
+import contextlib
 import dataclasses
+import io
+import json
+import os
 import re
+import shlex
+import signal
 import sys
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +21,9 @@ from ._types import FloatLike, Number
 from .agents.base import OF_THE_DATA, Agent, check_sizes
 from .agents.registry import AGENTS, NETWORKS, SOLVERS, from_plain, nearest, to_plain
 from .networks import MLPConfig, NetworkConfig
-from .training import OnlineConfig, Run, TrainConfig, finetune, train
-from .training.loggers import LoggerName
+from .training import Interrupted, OnlineConfig, Run, TrainConfig, finetune, stopping, train
+from .training.config import Keep
+from .training.loggers import LoggerName, loggers_of
 
 _COMMANDS = {
     "train": "train an agent on an OGBench task, offline, online or both, in a folder of its own",
@@ -34,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     **Arguments:** `argv`: the words after the program's name; `sys.argv`'s by default.
 
-    **Returns:** the exit status: 0, 1 after an error that is printed, 130 after Ctrl-C.
+    **Returns:** the exit status: 0, 1 after an error that is printed, 2 after options that do not
+    parse, 130 after Ctrl-C and 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {
@@ -45,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plot": _plot,
         "solvers": _solvers,
     }
+    for stream in (sys.stdout, sys.stderr):
+        # No character that a terminal lacks ends a run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: floq COMMAND [-h] ...\n\nFlow-matching Q-functions.\n\ncommands:")
         for name, text in _COMMANDS.items():
@@ -54,14 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] not in commands:
             raise nearest("command", arguments[0], commands)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), stopping():
             warnings.showwarning = _note
             commands[arguments[0]](arguments[1:])
-    except KeyboardInterrupt:
-        hint = "; the same command with --resume continues"
-        hint = hint if arguments[0] in ("train", "finetune") else ""
-        print(f"floq: interrupted{hint}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        text = str(interrupt) or "interrupted"
+        print(f"floq: {text}", file=sys.stderr)
+        return 128 + (interrupt.signum if isinstance(interrupt, Interrupted) else signal.SIGINT)
     except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
         text = re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
         print(f"floq: error: {text}", file=sys.stderr)
@@ -76,47 +86,35 @@ def _note(message: Warning | str, *_: Any) -> None:
 def _train(arguments: list[str]) -> None:
     from .presets import Preset, preset
 
-    # These decide which options there are, and what their defaults are.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--agent", default="floq")
-    first.add_argument("--env", default=TrainConfig().environment)
-    first.add_argument("--preset", default="laptop")
-    for name in ("--online-steps", "--online_steps"):
-        first.add_argument(name, dest="online_steps", type=int)
-    for name in ("--reward-min", "--reward-max", "--reward_min", "--reward_max"):
-        first.add_argument(name)
-    networks = {
-        f.name
-        for kind in AGENTS.values()
-        for f in dataclasses.fields(kind)
-        if f.type == NetworkConfig
-    }
-    for name in networks:
-        first.add_argument(f"--{name}.kind")
-    try:
-        chosen, _ = first.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
-    if chosen.agent not in AGENTS:
-        raise nearest("agent", chosen.agent, AGENTS)
-    if chosen.preset not in typing.get_args(Preset):
-        raise nearest("preset", chosen.preset, typing.get_args(Preset))
-    defaults = preset(
-        chosen.preset,
-        agent=chosen.agent,
-        environment=chosen.env,
-        online_steps=chosen.online_steps,
+    first = _first(arguments)
+    agent_name, environment = first.agent or "floq", first.env or TrainConfig().environment
+    name = first.preset or "laptop"
+    if agent_name not in AGENTS:
+        raise nearest("agent", agent_name, AGENTS)
+    if name not in typing.get_args(Preset):
+        raise nearest("preset", name, typing.get_args(Preset))
+    stem = environment.removesuffix("-v0").replace("/", "-").replace(":", "-")
+    folder = Path(first.out or f"runs/{stem}-{agent_name}-{name}-seed{first.seed}")
+    stored = None
+    if first.resume and first.preset is None and (folder / "config.json").exists():
+        stored = Run(folder).config
+        agent_name, environment = _as_stored(first, stored, folder)
+    defaults = stored or preset(
+        name, agent=agent_name, environment=environment, online_steps=first.online_steps
     )
     kinds = {
-        name: _of_kind(getattr(defaults.agent, name), kind)
-        for name in networks
-        if (kind := getattr(chosen, f"{name}.kind")) and hasattr(defaults.agent, name)
+        network: _of_kind(getattr(defaults.agent, network), choice.kind)
+        for network in _NETWORKS
+        if (choice := getattr(first, network)).kind and hasattr(defaults.agent, network)
     }
     defaults = dataclasses.replace(defaults, agent=dataclasses.replace(defaults.agent, **kinds))
 
-    options = _dataclass_like(TrainConfig, defaults, skip=("environment", "agent", "online"))
+    skip = ("environment", "agent", "online", "environment_kwargs")
+    options = _dataclass_like(TrainConfig, defaults, skip=skip)
+    # The range of rewards is the data's; without data it must be given.
     known = ("action_size",) if defaults.online else OF_THE_DATA
-    agent_options = _dataclass_like(AGENTS[chosen.agent], defaults.agent, skip=known)
+    ask = () if stored else ("reward_min", "reward_max")
+    agent_options = _dataclass_like(AGENTS[agent_name], defaults.agent, skip=known, ask=ask)
     online_options = _online_options(defaults.online)
 
     @dataclasses.dataclass
@@ -124,17 +122,20 @@ def _train(arguments: list[str]) -> None:
         run: Annotated[Any, tyro.conf.arg(name="", constructor=options)]
         hyperparameters: Annotated[Any, tyro.conf.arg(name="", constructor=agent_options)]
         online: Annotated[Any, tyro.conf.arg(name="", constructor=online_options)]
-        env: str = chosen.env
+        env: str = environment
         """The single-task OGBench name or, to learn online, a Gymnasium id such as Pendulum-v1."""
-        agent: Literal[tuple(AGENTS)] = chosen.agent  # pyright: ignore
+        env_kwargs: str = json.dumps(defaults.environment_kwargs)
+        """Arguments for the environment, as JSON: '{"name": value}'."""
+        agent: Literal[tuple(AGENTS)] = agent_name  # pyright: ignore
         """The algorithm; it decides which of the options below there are."""
-        preset: Preset = chosen.preset
+        preset: Preset = name
         """The defaults of the options below: a small set, or the papers' for the environment."""
         out: str | None = None
         """The run's folder (default: runs/<env>-<agent>-<preset>-seed<seed>)."""
         resume: bool = False
-        """Continue the run that is in the folder, or start it if there is none."""
-        log: tuple[LoggerName, ...] = ()
+        """Continue the run that is in the folder, with its own options but for those given here, or
+        start it if there is none."""
+        log: tuple[LoggerName, ...] = loggers_of(folder) if stored else ()
         """Besides the tables: tensorboard, wandb (offline) or wandb-online; they are extras."""
 
     parsed = tyro.cli(
@@ -143,90 +144,222 @@ def _train(arguments: list[str]) -> None:
         description="Train an agent on an OGBench task, offline, online or both.",
         args=arguments,
     )
+    values, hyperparameters = _shallow(parsed.run), _shallow(parsed.hyperparameters)
+    rewards = [hyperparameters.pop(n) for n in ask if hyperparameters.get(n, 0) is None]
+    decay = defaults.agent.decay_updates
+    stretched = decay == hyperparameters["decay_updates"] == defaults.num_updates
+    stretched = stretched and values["num_updates"] != decay
+    if stretched:  # A schedule goes with its run.
+        hyperparameters["decay_updates"] = values["num_updates"]
     config = dataclasses.replace(
         defaults,
-        agent=_rebuilt(defaults.agent, parsed.hyperparameters),
-        online=_online_config(parsed.online),
-        **_shallow(parsed.run),
+        agent=_rebuilt(defaults.agent, hyperparameters),
+        online=_online_config(parsed.online, defaults.online),
+        environment_kwargs=_json(parsed.env_kwargs),
+        **values,
     )
-    rewards = {name: value for name, value in vars(chosen).items() if name.startswith("reward_")}
-    if not config.needs_data and hasattr(config.agent, "reward_min") and None in rewards.values():
+    if not config.needs_data and rewards:
         raise ValueError(
-            f"{chosen.agent} must know the range of rewards, and there are no data to tell it: "
+            f"{agent_name} must know the range of rewards, and there are no data to tell it: "
             "give --reward-min and --reward-max."
         )
-    stem = chosen.env.removesuffix("-v0").replace("/", "-")
-    folder = Path(parsed.out or f"runs/{stem}-{chosen.agent}-{chosen.preset}-seed{config.seed}")
-    _print(f"training {chosen.agent} on {chosen.env} in {folder}")
+    if config.needs_data and not stored and set(hyperparameters) & set(ask):
+        raise ValueError("The data tell the range of rewards: leave out --reward-min and -max.")
+    _print(f"training {agent_name} on {environment} in {folder}")
     decay = config.agent.decay_updates
-    if decay not in (None, config.num_updates):
-        print(f"note: the learning rate falls to zero over {decay} updates (--decay-updates)")
-    _finish(train(config, folder, resume=parsed.resume, report=_print, loggers=parsed.log))
+    if not stored and (stretched or decay not in (None, config.num_updates)):
+        _print(f"the learning rate falls to zero over {decay} updates (--decay-updates)")
+    with _saying_how_to_continue("train", folder):
+        run = train(config, folder, resume=parsed.resume, report=_print, loggers=parsed.log)
+    _finish(run)
+
+
+_NETWORKS = sorted(
+    {
+        f.name
+        for kind in AGENTS.values()
+        for f in dataclasses.fields(kind)
+        if f.type == NetworkConfig
+    }
+)
+
+
+def _first(arguments: list[str]) -> Any:
+    """What decides which options there are, and what their defaults are; by the same parser."""
+
+    @dataclasses.dataclass
+    class Kind:
+        kind: str | None = None
+
+    words = {
+        "agent": str | None,
+        "env": str | None,
+        "preset": str | None,
+        "out": str | None,
+        "online_steps": int | None,
+    }
+    fields = [(name, hint, dataclasses.field(default=None)) for name, hint in words.items()]
+    fields += [("resume", bool, dataclasses.field(default=False))]
+    fields += [("seed", int, dataclasses.field(default=0))]
+    fields += [(name, Kind, dataclasses.field(default_factory=Kind)) for name in _NETWORKS]
+    kind = dataclasses.make_dataclass("First", fields)
+    return tyro.cli(
+        kind, prog="floq train", args=arguments, return_unknown_args=True, add_help=False
+    )[0]
+
+
+def _as_stored(first: Any, stored: TrainConfig, folder: Path) -> tuple[str, str]:
+    """The agent and the environment of the run that is resumed.
+
+    **Raises:** `ValueError` if others were given.
+    """
+    for name, given, own in (
+        ("--agent", first.agent, stored.agent_name),
+        ("--env", first.env, stored.environment),
+    ):
+        if given not in (None, own):
+            raise ValueError(
+                f"The run in {folder} is of {name} {own}, and {given} was given: leave {name} out "
+                "to resume it, or choose another folder with --out."
+            )
+    if stored.online is None and first.online_steps is not None:
+        raise ValueError(
+            f"The run in {folder} is offline: floq finetune {folder} --online-steps "
+            f"{first.online_steps} goes on online, in a folder of its own."
+        )
+    return stored.agent_name, stored.environment
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise ValueError(
+            f"--env-kwargs must be a JSON object such as '{{\"name\": 1}}', got {text}: {error}."
+        ) from None
+    return values
+
+
+@contextlib.contextmanager
+def _saying_how_to_continue(command: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as interrupted:
+        hint = f"; floq {command} --resume --out {shlex.quote(str(folder))} continues"
+        if not (folder / "config.json").exists():
+            hint = ""
+        raise Interrupted(interrupted.signum, interrupted.saved + hint) from None
 
 
 def _finetune(arguments: list[str]) -> None:
-    @dataclasses.dataclass
-    class Finetune:
-        run: tyro.conf.Positional[str]
-        """The folder of the run to start from; it stays as it is."""
-        online: Annotated[Any, tyro.conf.arg(name="", constructor=_online_options(OnlineConfig()))]
-        out: str | None = None
-        """The new run's folder (default: runs/<name of the old one>-online)."""
-        seed: int | None = None
-        """Of the batches, the noise, the environments and the evaluation; by default the run's."""
-        batch_size: int | None = None
-        """Transitions in an update; this and what follows are by default the run's."""
-        log_every: int | None = None
-        """Environment steps between rows of train.csv."""
-        evaluate_every: int | None = None
-        """Environment steps between evaluations."""
-        evaluation_episodes: int | None = None
-        """Episodes in an evaluation."""
-        checkpoint_every: int | None = None
-        """Environment steps between checkpoints."""
-        resume: bool = False
-        """Continue the run that is in the new folder, or start it if there is none."""
-        log: tuple[LoggerName, ...] = ()
-        """Besides the tables: tensorboard, wandb (offline) or wandb-online; they are extras."""
+    def parse(defaults: OnlineConfig, logged: tuple[LoggerName, ...]) -> Any:
+        online_options = _online_options(defaults)
 
-    parsed = tyro.cli(Finetune, prog="floq finetune", args=arguments)
-    source = Run(parsed.run)
+        @dataclasses.dataclass
+        class Finetune:
+            online: Annotated[Any, tyro.conf.arg(name="", constructor=online_options)]
+            run: tyro.conf.Positional[str | None] = None
+            """The folder of the run to start from; it stays as it is, and to resume takes no part.
+            """
+            out: str | None = None
+            """The new run's folder (default: runs/<name of the old one>-online)."""
+            seed: int | None = None
+            """Of the batches, the noise, the environments and the evaluation; by default the run's.
+            """
+            batch_size: int | None = None
+            """Transitions in an update; this and what follows are by default the run's."""
+            log_every: int | None = None
+            """Environment steps between rows of train.csv."""
+            evaluate_every: int | None = None
+            """Environment steps between evaluations."""
+            evaluation_episodes: int | None = None
+            """Episodes in an evaluation."""
+            checkpoint_every: int | None = None
+            """Environment steps between checkpoints."""
+            keep: Keep | None = None
+            """Which checkpoints stay: the last, those that were evaluated best, or all."""
+            num_kept: int | None = None
+            """How many of the last or the best."""
+            data: str | None = None
+            """The dataset's .npz file, or the folder to look for it."""
+            resume: bool = False
+            """Continue the run that is in the new folder, with its own options but for those given
+            here, or start it if there is none."""
+            log: tuple[LoggerName, ...] = logged
+            """Besides the tables: tensorboard, wandb (offline) or wandb-online; they are extras."""
+
+        return tyro.cli(
+            Finetune,
+            prog="floq finetune",
+            description="Go on learning online where another run ended, in a folder of its own.",
+            args=arguments,
+        )
+
+    parsed = parse(OnlineConfig(), ())
+    if parsed.run is None and not (parsed.resume and parsed.out):
+        raise ValueError(
+            "Give the folder of the run to start from, or --resume --out FOLDER to continue."
+        )
+    folder = Path(parsed.out or f"runs/{Path(parsed.run or '').resolve().name}-online")
+    before = OnlineConfig()
+    if parsed.resume and (folder / "config.json").exists():
+        before = Run(folder).config.online
+        if before is None:
+            raise ValueError(f"The run in {folder} is offline: floq train --resume continues it.")
+        parsed = parse(before, loggers_of(folder))
+    elif parsed.run is None:
+        raise FileNotFoundError(f"{folder} holds no run: give the one to start from.")
     known = {f.name for f in dataclasses.fields(TrainConfig)} - {"online"}
     changes = {
         name: value
         for name, value in _shallow(parsed).items()
         if name in known and value is not None
     }
-    folder = Path(parsed.out or f"runs/{source.folder.resolve().name}-online")
-    _print(f"training {source.config.agent_name} on {source.config.environment} in {folder}")
-    run = finetune(
-        source.folder,
-        folder,
-        typing.cast(OnlineConfig, _online_config(parsed.online)),
-        changes=changes,
-        resume=parsed.resume,
-        report=_print,
-        loggers=parsed.log,
-    )
+    _print(f"fine-tuning {parsed.run or ''} in {folder}".replace("  ", " "))
+    with _saying_how_to_continue("finetune", folder):
+        run = finetune(
+            parsed.run or folder,
+            folder,
+            typing.cast(OnlineConfig, _online_config(parsed.online, before)),
+            changes=changes,
+            resume=parsed.resume,
+            report=_print,
+            loggers=parsed.log,
+        )
     _finish(run)
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    """Prints a line; that nobody reads any more ends no run."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for what is still to come
 
 
 def _finish(run: Run) -> None:
-    """Draws a run's curve and says where everything is."""
-    from .plotting import learning_curves
+    """Draws a run's curve and says where everything is; the run is whole whatever comes of it."""
+    holds = "checkpoints and tables"
+    try:
+        from .plotting import learning_curves
 
-    told = any(row["success"] == row["success"] for row in run.table("evaluation.csv"))
-    figure = learning_curves(
-        [run],
-        run.folder / "learning_curve.png",
-        metric="success" if told else "returns",
-        x="updates" if run.config.num_updates else "env_steps",
-    )
-    print(f"done: {run.folder} holds checkpoints, tables and {figure.name}")
+        told = any(row["success"] == row["success"] for row in run.table("evaluation.csv"))
+        figure = learning_curves(
+            [run],
+            run.folder / "learning_curve.png",
+            metric="success" if told else "returns",
+            x="updates" if run.config.num_updates else "env_steps",
+        )
+        holds = f"checkpoints, tables and {figure.name}"
+    except Exception as error:
+        warnings.warn(
+            f"the figure could not be drawn: {type(error).__name__}: {error}. floq plot "
+            f"{run.folder} draws it.",
+            stacklevel=1,
+        )
+    _print(f"done: {run.folder} holds {holds}")
     _print_published(run)
 
 
@@ -241,10 +374,12 @@ def _online_options(online: OnlineConfig | None) -> type:
     )
 
 
-def _online_config(parsed: Any) -> OnlineConfig | None:
+def _online_config(parsed: Any, before: OnlineConfig | None) -> OnlineConfig | None:
     values = _shallow(parsed)
     steps = values.pop("online_steps")
-    return None if steps is None else OnlineConfig(num_steps=steps, **values)
+    if steps is None:
+        return None
+    return dataclasses.replace(before or OnlineConfig(), num_steps=steps, **values)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -255,8 +390,8 @@ def _evaluate(arguments: list[str]) -> None:
     class Evaluate:
         run: tyro.conf.Positional[str]
         """The run's folder."""
-        checkpoint: int | None = None
-        """Which checkpoint, by its number of updates; the last by default."""
+        checkpoint: int | Literal["last", "best"] = "last"
+        """Which checkpoint: by its number of steps, the last, or the one evaluated best."""
         episodes: int = 50
         """How many episodes."""
         seed: int = 0
@@ -269,13 +404,16 @@ def _evaluate(arguments: list[str]) -> None:
         """Integrate the field in this many steps (K)."""
         solver: Literal[tuple(SOLVERS)] | None = None  # pyright: ignore
         """Integrate the field with this solver."""
+        max_episode_steps: int | None = None
+        """Cut episodes off there that do not end before; by default the run's own."""
         video: str | None = None
         """Also write the first episode as a GIF."""
 
     options = tyro.cli(Evaluate, prog="floq evaluate", args=arguments)
     check_sizes(episodes=options.episodes)
     run = Run(options.run)
-    agent, state = run.load(step=options.checkpoint)
+    step = run.choose(options.checkpoint)
+    agent, state = run.load(step=step)
     changes = {
         name: value
         for name in ("num_candidates", "num_steps", "solver")
@@ -283,18 +421,25 @@ def _evaluate(arguments: list[str]) -> None:
     }
     agent = _with_test_time_options(agent, changes)
     name, timing = run.config.environment, options.success_timing or run.config.success_timing
-    environments = make_environments(name, min(10, options.episodes), success_timing=timing)
+    shared = {"success_timing": timing, **run.config.environment_kwargs}
+    cap = options.max_episode_steps or run.config.max_episode_steps
+    environments = make_environments(name, min(10, options.episodes), **shared)
     try:
         result = evaluate(
-            agent, state, environments, num_episodes=options.episodes, seed=options.seed
+            agent,
+            state,
+            environments,
+            num_episodes=options.episodes,
+            max_episode_steps=cap,
+            seed=options.seed,
         )
     finally:
         environments.close()
-    print(f"update {int(state.step)}: {describe(result)}")
+    _print(f"checkpoint {step}: {describe(result)}")
     _print_published(run)
     if options.video:
         path = record(agent, state, name, options.video, seed=options.seed, success_timing=timing)
-        print(f"wrote {path}")
+        _print(f"wrote {path}")
 
 
 def _print_published(run: Run) -> None:
@@ -302,7 +447,7 @@ def _print_published(run: Run) -> None:
 
     line = published(run.config.agent_name, run.config.environment)
     if line and run.config.online is None:
-        print(line)
+        _print(line)
 
 
 def _with_test_time_options(agent: Agent, changes: dict[str, Any]) -> Agent:
@@ -359,7 +504,7 @@ def _collect(arguments: list[str]) -> None:
             num_workers=options.workers,
             seed=options.seed,
         )
-    print(f"wrote {path}")
+    _print(f"wrote {path}")
 
 
 def _plot(arguments: list[str]) -> None:
@@ -395,8 +540,8 @@ def _plot(arguments: list[str]) -> None:
     published = options.published and options.metric == "success"
     references = _published_lines(runs) if published else {}
     path = learning_curves(runs, options.out, references=references, **shown)
-    print(final_values(compare(runs, **shown), metric=options.metric, x=options.x))
-    print(f"wrote {path}")
+    _print(final_values(compare(runs, **shown), metric=options.metric, x=options.x))
+    _print(f"wrote {path}")
 
 
 def _published_lines(runs: Sequence[Run]) -> dict[str, float]:
@@ -464,17 +609,23 @@ def _solvers(arguments: list[str]) -> None:
         folder = Path(options.out or run.folder)
         study = study_run(run, **shared)
     folder.mkdir(parents=True, exist_ok=True)
-    print(study.markdown())
     write_text(folder / "solvers.md", study.markdown())
     write_text(folder / "solvers.csv", study.comparison.csv())
+    _print(study.markdown())
     solver_comparison(study.comparison, folder / "solvers.png")
-    print(f"wrote solvers.md, solvers.csv and solvers.png to {folder}")
+    _print(f"wrote solvers.md, solvers.csv and solvers.png to {folder}")
 
 
 def _dataclass_like(
-    kind: type, defaults: Any, *, skip: Sequence[str], renamed: dict[str, str] | None = None
+    kind: type,
+    defaults: Any,
+    *,
+    skip: Sequence[str],
+    ask: Sequence[str] = (),
+    renamed: dict[str, str] | None = None,
 ) -> type:
-    """A dataclass for tyro with the fields of `kind`, the values of `defaults` as its defaults.
+    """A dataclass for tyro with the fields of `kind`, the values of `defaults` as its defaults, and
+    `None` where `ask` says that there is none.
 
     Scalar arrays become floats and solvers their names, which a command line can give; a network
     has its kind, and the options of the kind that the default is of.
@@ -493,6 +644,8 @@ def _dataclass_like(
         hint, default = hints[f.name], getattr(defaults, f.name)
         if hint in (FloatLike, Number):
             hint, default = float, float(default)
+            if f.name in ask:
+                hint, default = float | None, None
         elif f.name == "solver":
             hint, default = Literal[tuple(SOLVERS)], to_plain(defaults)["solver"]
         elif isinstance(default, NetworkConfig):
@@ -528,8 +681,8 @@ def _of_kind(network: NetworkConfig, kind: str) -> NetworkConfig:
     return NETWORKS[kind](**{name: value for name, value in values.items() if name in known})
 
 
-def _rebuilt(agent: Agent, parsed: Any) -> Agent:
-    values = _shallow(parsed)
+def _rebuilt(agent: Agent, options: dict[str, Any]) -> Agent:
+    values = dict(options)
     for name, value in values.items():
         if isinstance(getattr(agent, name), NetworkConfig):
             options = _shallow(value)

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,14 @@ class Evaluation:
 
 
 def evaluate(
-    agent: Agent, state: State, environments: Any, *, num_episodes: int = 50, seed: int = 0
+    agent: Agent,
+    state: State,
+    environments: Any,
+    *,
+    num_episodes: int = 50,
+    seed: int = 0,
+    max_episode_steps: int = 10_000,
+    before_step: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Runs `num_episodes` episodes and says what they came to.
 
@@ -61,6 +69,7 @@ def evaluate(
         environment with `autoreset_mode=AutoresetMode.DISABLED` and actions in [-1, 1].
     - `num_episodes`: at least 1.
     - `seed`: in [0, 2³¹).
+    - `before_step`: called before every step; what it raises ends the evaluation.
 
     **Raises:** `ValueError` for an environment that resets by itself; `FloatingPointError` if the
     policy's action is NaN or infinite, naming episode and step.
@@ -88,6 +97,7 @@ def evaluate(
 
     reset(np.ones(num, bool))
     while (running := episode < num_episodes).any():
+        before_step()
         action = np.asarray(act_batch(agent, state, observation, key, episode, step))
         bad = np.flatnonzero(running & ~np.isfinite(action).all(axis=1))
         if len(bad):

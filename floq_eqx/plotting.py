@@ -224,7 +224,7 @@ class _Member:
 
     def settings(self, *, pool_tasks: bool) -> dict[str, Any]:
         """What the members of a group have in common, flat."""
-        kept = {key: value for key, value in self.plain.items() if key not in ("seed", "data")}
+        kept = {key: value for key, value in self.plain.items() if key not in ("seed", "data", "facts")}
         if "online" in kept:
             kept["online"] = {k: v for k, v in kept["online"].items() if k != "start"}
         if pool_tasks:
@@ -347,8 +347,14 @@ def _interval(row: dict[str, float], metric: str) -> tuple[float, float]:
 
 
 def _axes(columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    # A notebook hands its backend on to the programs it starts, where matplotlib may not know it.
+    inherited = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    finally:
+        if inherited is not None:
+            os.environ["MPLBACKEND"] = inherited
 
     figure = Figure(figsize=(6 if columns == 1 else 5 * columns, 4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -322,7 +322,8 @@ def laptop(agent: str, environment: str, *, online_steps: int | None = None) -> 
             sizes = (256, 256) if name == "actor" else (128, 128)
             settings[name] = dataclasses.replace(network, hidden_sizes=sizes)
     changes = {name: value for name, value in settings.items() if name in known}
-    if online is not None and agent == "sac":
+    has_data = environment in dataset_names()
+    if online is not None and has_data and agent == "sac":
         online = dataclasses.replace(online, offline_data="mixture")
     schedule: dict[str, Any] = {
         "num_updates": 30_000,
@@ -332,7 +333,7 @@ def laptop(agent: str, environment: str, *, online_steps: int | None = None) -> 
     }
     if online is not None:
         schedule |= {"num_updates": 0 if agent == "sac" else 20_000, "evaluate_every": 5_000}
-    if online is not None and environment not in dataset_names():
+    if online is not None and not has_data:
         schedule |= {
             "num_updates": 0,
             "log_every": 250,

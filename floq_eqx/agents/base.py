@@ -182,11 +182,32 @@ class Agent(eqx.Module):
         ), metrics
 
     def optimiser(self) -> optax.GradientTransformation:
-        """Adam at `learning_rate`, which falls to zero as a cosine over `decay_updates`."""
-        if self.decay_updates is None:
-            return optax.adam(self.learning_rate)
-        schedule = optax.cosine_decay_schedule(1.0, self.decay_updates)
+        """Adam at `learning_rate`, which falls to zero as a cosine over `decay_updates`.
+
+        Its state has the same structure with a decay and without, so that a run can change it.
+        """
+        decay = self.decay_updates
+        schedule = optax.constant_schedule(1.0)
+        if decay is not None:
+            schedule = optax.cosine_decay_schedule(1.0, decay)
         return optax.chain(optax.adam(self.learning_rate), optax.scale_by_schedule(schedule))
+
+    def check_decay(self, state: State, num_updates: int) -> None:
+        """Raises a `ValueError` if the learning rate reaches zero before `num_updates` more.
+
+        Nothing would be learned from then on, which no metric shows. The state's counters must be
+        known, so not inside `jit`.
+        """
+        if self.decay_updates is None:
+            return
+        counts = optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")
+        done = max((int(jnp.max(count)) for _, count in counts), default=0)
+        if done + num_updates > self.decay_updates:
+            raise ValueError(
+                f"The learning rate is zero after decay_updates = {self.decay_updates} updates, "
+                f"and {done + num_updates} are asked for: raise decay_updates, or give None for a "
+                "constant learning rate."
+            )
 
     def fresh_state(self, params: Any, targets: Any) -> State:
         """A state with these parameters, a new optimiser and no updates."""

@@ -9,10 +9,15 @@ from .ogbench import (
     make_environment as make_environment,
     parse_name as parse_name,
 )
-from .replay import Replay as Replay, sample_mixture as sample_mixture
+from .replay import (
+    Collected as Collected,
+    Replay as Replay,
+    sample_mixture as sample_mixture,
+)
 from .transitions import (
     Batch as Batch,
     check_data as check_data,
+    fingerprint as fingerprint,
     reward_range as reward_range,
     sample as sample,
     take as take,
@@ -20,12 +25,14 @@ from .transitions import (
 
 __all__ = [
     "Batch",
+    "Collected",
     "DatasetName",
     "Replay",
     "check_data",
     "collect_dataset",
     "dataset_names",
     "fetch_dataset",
+    "fingerprint",
     "load_dataset",
     "make_environment",
     "parse_name",

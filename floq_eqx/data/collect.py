@@ -268,8 +268,9 @@ _job: tuple[_Job, Any] | None = None  # set once in each worker process
 
 def _start_worker(job: _Job, stop: Any) -> None:
     global _job
-    # Ctrl-C reaches the whole process group; the parent decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent decides what happens.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         # If the parent is killed outright, nobody else tells the workers to stop.

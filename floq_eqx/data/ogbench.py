@@ -334,6 +334,7 @@ def load_dataset(
     mirror: str | None = None,
     validation: bool = False,
     with_next_action: bool = False,
+    rewards: str = "task",
 ) -> Batch:
     """Loads the transitions of an OGBench dataset, with the rewards of a single task.
 

@@ -113,36 +113,32 @@ class Replay(eqx.Module):
             position=self.num_protected + (start + len(batch)) % room,
         )
 
-    def collected(self) -> Batch:
-        """What its unprotected slots hold, slot by slot, to be saved; not to be jitted."""
+    def collected(self) -> "Collected":
+        """What its unprotected slots hold, to be saved; not to be jitted."""
         held = slice(self.num_protected, int(self.size))
-        return jax.tree.map(lambda x: x[held], self.data)
+        return Collected(
+            jax.tree.map(lambda x: x[held], self.data), self.position - self.num_protected
+        )
 
-    def num_collected(self, num_added: int) -> int:
-        """How many transitions `collected` has once so many have been added to this buffer."""
-        return min(int(self.size) + num_added, self.capacity) - self.num_protected
+    def with_collected(self, collected: "Collected") -> "Replay":
+        """The buffer as it was when it had `collected`, from one that is as that began.
 
-    def with_collected(self, collected: Batch, num_added: int) -> "Replay":
-        """The buffer as it was when it had been added to, from what it had collected.
-
-        **Arguments:** `collected`: of that buffer; `num_added`: how many transitions had been added
-        to this one.
-
-        **Raises:** `ValueError` if `collected` has another number of transitions than that makes.
+        **Raises:** `ValueError` if there is no room for so many, or they are of other sizes.
         """
-        expected = self.num_collected(num_added)
-        if len(collected) != expected:
-            raise ValueError(f"Expected {expected} collected transitions, got {len(collected)}.")
-        size = self.num_protected + expected
-        room = self.capacity - self.num_protected
-        start = int(self.size) - self.num_protected
+        _check_alike(self.data, collected.data, "the buffer", "what was collected")
+        count, room = len(collected.data), self.capacity - self.num_protected
+        if count > room:
+            raise ValueError(f"{count} collected transitions do not fit in {room} slots.")
+        size = self.num_protected + count
         return dataclasses.replace(
             self,
             data=jax.tree.map(
-                lambda held, new: held.at[self.num_protected : size].set(new), self.data, collected
+                lambda held, new: held.at[self.num_protected : size].set(new),
+                self.data,
+                collected.data,
             ),
             size=jnp.asarray(size, jnp.int32),
-            position=jnp.asarray(self.num_protected + (start + num_added) % room, jnp.int32),
+            position=self.num_protected + collected.next % room,
         )
 
     def sample(self, batch_size: int, *, key: Key) -> Batch:
@@ -152,6 +148,26 @@ class Replay(eqx.Module):
         """
         _check_counts(batch_size=batch_size)
         return take(self.data, jax.random.randint(key, (batch_size,), 0, self.size))
+
+
+class Collected(eqx.Module):
+    """What a buffer has collected.
+
+    **Attributes:** `data`: its unprotected slots, as they lie; `next`: which of them is written
+    next, the oldest one once the buffer is full.
+    """
+
+    data: Batch
+    next: Int[Array, ""]
+
+    @staticmethod
+    def none(like: Batch) -> "Collected":
+        """Nothing, of the same sizes as other transitions."""
+        return Collected(jax.tree.map(lambda x: x[:0], like), jnp.zeros((), jnp.int32))
+
+    def in_order(self) -> Batch:
+        """The transitions, the oldest first."""
+        return jax.tree.map(lambda x: jnp.roll(x, -int(self.next), axis=0), self.data)
 
 
 def sample_mixture(

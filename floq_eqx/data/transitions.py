@@ -1,5 +1,8 @@
 """Transitions as arrays: the batch that every agent's update takes."""
 
+import dataclasses
+import hashlib
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -86,3 +89,15 @@ def reward_range(data: Batch) -> tuple[float, float]:
             "reaches its goal."
         )
     return low, high
+
+
+def fingerprint(data: Batch) -> str:
+    """A text that other data do not have: the SHA-256 of every array, with its name and shape."""
+    digest = hashlib.sha256()
+    for field in dataclasses.fields(Batch):
+        array = getattr(data, field.name)
+        if array is not None:
+            array = np.ascontiguousarray(array)
+            digest.update(f"{field.name} {array.dtype.str} {array.shape}".encode())
+            digest.update(array.data)
+    return digest.hexdigest()

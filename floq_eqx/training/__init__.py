@@ -1,6 +1,7 @@
 """Training: a compiled loop over updates, and what goes around it."""
 
 from .config import OnlineConfig as OnlineConfig, TrainConfig as TrainConfig
+from .interruption import Interrupted as Interrupted, Stop as Stop, stopping as stopping
 from .loop import (
     DivergedError as DivergedError,
     Progress as Progress,
@@ -13,5 +14,5 @@ from .online import (
     OnlineProgress as OnlineProgress,
     fit_online as fit_online,
 )
-from .run import Run as Run
+from .run import Facts as Facts, Run as Run
 from .running import finetune as finetune, train as train

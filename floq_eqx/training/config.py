@@ -11,6 +11,17 @@ from ..data import dataset_names, parse_name
 
 SuccessTiming: TypeAlias = Literal["pre", "post"]
 OfflineData: TypeAlias = Literal["buffer", "mixture", "none"]
+Keep: TypeAlias = Literal["last", "best", "all"]
+Rewards: TypeAlias = Literal["task", "file"]
+WarmupWith: TypeAlias = Literal["random", "policy"]
+
+# What may change when a run is resumed: what only watches, where its data lie (their content may
+# not), the decay of the learning rate, and the run that it started from once it has begun.
+CHANGEABLE = (
+    *("log_every", "evaluate_every", "evaluation_episodes", "max_episode_steps"),
+    *("checkpoint_every", "keep", "num_kept", "data", "collect_episodes", "decay_updates"),
+    "online.start",
+)
 
 # What a setting is that is `None` by default.
 _OPTIONAL = {"data": "", "collect_episodes": 1, "success_timing": "", "warmup": 0, "start": ""}
@@ -24,8 +35,9 @@ class OnlineConfig:
 
     - `num_steps`: environment steps.
     - `utd`: updates for each of them.
-    - `warmup`: how many of them come first, with random actions and without updates; by default
-        1000 where nothing was learned offline, and none otherwise.
+    - `warmup`: how many of them come first, without updates; by default none where something was
+        learned before and there are transitions to learn from, and else 1000.
+    - `warmup_with`: how these act: at `random`, or by the `policy` as it was learned before.
     - `num_environments`: how many act side by side.
     - `capacity`: how many transitions collected online are kept; the offline data come on top.
     - `offline_data`: in one `buffer` with the online data (floq, FQL), a `mixture` of which
@@ -40,6 +52,7 @@ class OnlineConfig:
     num_steps: int = 100_000
     utd: int = 1
     warmup: int | None = None
+    warmup_with: WarmupWith = "random"
     num_environments: int = 1
     capacity: int = 1_000_000
     offline_data: OfflineData = "buffer"
@@ -63,7 +76,14 @@ class OnlineConfig:
                 f"{self.num_steps}."
             )
         check_choice("offline_data", self.offline_data, OfflineData)
+        check_choice("warmup_with", self.warmup_with, WarmupWith)
         check_range("offline_fraction", self.offline_fraction, 0, 1)
+        for name, where in (("offline_fraction", "mixture"), ("keep_offline", "buffer")):
+            changed = getattr(self, name) != getattr(OnlineConfig, name)
+            if changed and self.offline_data != where:
+                raise ValueError(
+                    f"{name} is for offline_data = {where!r} alone, which is {self.offline_data!r}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +103,18 @@ class TrainConfig:
     - `evaluate_every`: steps between evaluations, a multiple of `log_every`; the last step is
         always followed by one.
     - `evaluation_episodes`: episodes in an evaluation.
+    - `max_episode_steps`: an episode of an evaluation that does not end before is cut off there.
     - `checkpoint_every`: steps between checkpoints, a multiple of `log_every`.
+    - `keep`: which checkpoints stay: the `last`, those that were evaluated `best`, which are saved
+        at every evaluation then, or `all`. The last two always stay.
+    - `num_kept`: how many of the last or the best.
     - `data`: the dataset's `.npz` file, or the folder to look for it; `None` for OGBench's own
         folder.
     - `collect_episodes`: unless `data` says where they are, collect this many episodes with
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
+    - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
+        `rewards` and `masks` of its `file`.
+    - `environment_kwargs`: arguments for the environment.
     - `success_timing`: evaluate success before a step (`pre`) or after it (`post`, as published);
         `None` for OGBench's default.
     - `online`: what follows online; `None` for nothing.
@@ -101,9 +128,14 @@ class TrainConfig:
     log_every: int = 1000
     evaluate_every: int = 100_000
     evaluation_episodes: int = 50
+    max_episode_steps: int = 10_000
     checkpoint_every: int = 10_000
+    keep: Keep = "last"
+    num_kept: int = 2
     data: str | None = None
     collect_episodes: int | None = None
+    rewards: Rewards = "task"
+    environment_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     success_timing: SuccessTiming | None = None
     online: OnlineConfig | None = None
 
@@ -114,7 +146,9 @@ class TrainConfig:
             "log_every",
             "evaluate_every",
             "evaluation_episodes",
+            "max_episode_steps",
             "checkpoint_every",
+            "num_kept",
         )
         check_sizes(**{name: getattr(self, name) for name in sizes})
         for name in ("evaluate_every", "checkpoint_every"):
@@ -125,28 +159,53 @@ class TrainConfig:
                 )
         if self.collect_episodes is not None:
             check_sizes(collect_episodes=self.collect_episodes)
+        check_choice("keep", self.keep, Keep)
+        check_choice("rewards", self.rewards, Rewards)
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if self.success_timing is not None:
             check_choice("success_timing", self.success_timing, SuccessTiming)
-        if self.environment in dataset_names() or self.online is None:
+        if self.keep == "all" and self.num_kept != TrainConfig.num_kept:
+            raise ValueError(f"num_kept = {self.num_kept} means nothing where keep is 'all'.")
+        if self.online is None or self.environment in dataset_names():
             self._check_ogbench()
-        elif self.num_updates and self.online.start is None:
+        else:
+            self._check_without_data(self.online)
+        if self.online is not None:
+            self._check_online(self.online)
+        self._check_decay()
+
+    def _check_decay(self) -> None:
+        """A schedule that has ended must never look like training."""
+        decay, total = self.agent.decay_updates, self.num_updates
+        if self.online is not None:
+            before = 0 if self.online.start is not None else self.num_updates
+            total = before + self.online.num_steps * self.online.utd
+        if decay is not None and decay < total:
+            raise ValueError(
+                f"With decay_updates = {decay} the learning rate is zero before the run of {total} "
+                f"updates ends: give decay_updates = {total}, or None for a constant learning rate."
+            )
+
+    def _check_without_data(self, online: OnlineConfig) -> None:
+        """Raises for what means nothing in an environment that is not OGBench's."""
+        if self.num_updates and online.start is None:
             raise ValueError(
                 f"{self.environment} is not OGBench's, so there are no offline data of it: learn "
                 "from scratch, with num_updates = 0."
             )
-        if self.online is not None:
-            self._check_online(self.online)
+        for name in ("data", "collect_episodes", "success_timing"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} means nothing: {self.environment} is not "
+                    "OGBench's."
+                )
+        if online.offline_data == "mixture":
+            raise ValueError(
+                f"{self.environment} is not OGBench's, so there are no offline data to mix in."
+            )
 
     def _check_online(self, online: OnlineConfig) -> None:
-        before = 0 if online.start is not None else self.num_updates
-        decay = self.agent.decay_updates
-        if decay is not None and decay < before + online.num_steps * online.utd:
-            raise ValueError(
-                f"With decay_updates = {decay} the learning rate is zero before the run ends: give "
-                "none to learn online."
-            )
         if self.agent.uses_next_action:
             raise ValueError(
                 f"{type(self.agent).__name__} needs the data's next action, which is not known "

@@ -96,7 +96,7 @@ class CSVLogger(Logger):
             columns += new
             old = [line.removesuffix("\n") + ",nan" * len(new) + "\n" for line in _lines(path)[1:]]
             write_text(path, _line(columns) + "".join(old))
-        with writing(path), path.open("a") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(_line([row.get(name, "nan") for name in columns]))
 
     def read(self, table: Table) -> list[dict[str, float]]:
@@ -149,7 +149,7 @@ def _line(values: Sequence[Any]) -> str:
 
 def _lines(path: Path) -> list[str]:
     """A table's lines, without one that was being written when the run was killed."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [line for line in lines if line.endswith("\n")]
 
 
@@ -335,6 +335,18 @@ def open_loggers(
             loggers.append(stack.enter_context(logger))
         stack.pop_all()
     return MultiLogger(*loggers)
+
+
+def loggers_of(folder: str | os.PathLike[str]) -> tuple[LoggerName, ...]:
+    """What the run in a folder has been logged to besides its tables."""
+    folder = Path(folder)
+    found: list[LoggerName] = []
+    if (folder / "tensorboard").is_dir():
+        found.append("tensorboard")
+    runs = {path.name.startswith("offline-") for path in folder.glob("wandb/*run-*-*")}
+    if runs:
+        found.append("wandb" if True in runs else "wandb-online")
+    return tuple(found)
 
 
 def _missing(extra: str, error: ImportError) -> RuntimeError:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
@@ -13,6 +14,8 @@ from jaxtyping import Array, Float, Shaped
 from .._types import Key
 from ..agents.base import Agent, State, check_sizes
 from ..data.transitions import Batch, sample
+
+_PIECE = 10
 
 
 def train_steps(
@@ -37,8 +40,12 @@ def train_steps(
 
     To train several seeds at once on the same data, stack their states and keys and
     `eqx.filter_vmap` this over them: see [`floq_eqx.training.train_seeds`][].
+
+    **Raises:** `ValueError` if the agent's learning rate decays to zero before the last update.
     """
     check_sizes(num_updates=num_updates, batch_size=batch_size)
+    if not isinstance(state.step, jax.core.Tracer):
+        agent.check_decay(state, num_updates)
     return _train_steps(with_arrays(agent), state, data, num_updates, batch_size, key)
 
 
@@ -125,6 +132,7 @@ def fit(
     key: Key,
     chunk: int = 1000,
     callbacks: Iterable[Callable[[Progress], None]] = (),
+    between: Callable[[int], bool] = lambda step: False,
 ) -> State:
     """Trains until `state.step` is `num_updates`, in chunks that end at multiples of `chunk`.
 
@@ -133,23 +141,32 @@ def fit(
     - `num_updates`: the total, with those that `state` already has.
     - `chunk`: how many updates run between returns to the host.
     - `callbacks`: called in order after every chunk: evaluation, logging, checkpoints.
+    - `between`: called after every few updates with their number so far; if it returns true, the
+        chunk ends there, and the training after its callbacks.
 
     **Returns:** the state at the end.
 
     **Raises:** `DivergedError` after a chunk in which a metric or a parameter became NaN or
-    infinite, before any callback sees it.
+    infinite, before any callback sees it; `ValueError` as `train_steps`.
     """
     check_sizes(num_updates=num_updates, batch_size=batch_size, chunk=chunk)
     callbacks = tuple(callbacks)
-    step = int(state.step)
-    while step < num_updates:
-        start = time.perf_counter()
-        count = min(chunk - step % chunk, num_updates - step)
-        state, metrics = train_steps(
-            agent, state, data, num_updates=count, batch_size=batch_size, key=key
-        )
-        metrics = {name: np.asarray(values) for name, values in metrics.items()}
-        step += count
+    step, stopped = int(state.step), False
+    agent.check_decay(state, max(0, num_updates - step))
+    arrays = with_arrays(agent)
+    while step < num_updates and not stopped:
+        start, first = time.perf_counter(), step
+        pieces: list[dict[str, Array]] = []
+        for count in _pieces(min(chunk - step % chunk, num_updates - step)):
+            state, metrics = _train_steps(arrays, state, data, count, batch_size, key)
+            jax.block_until_ready(pieces[-1:])  # The next waits already, and no more than that.
+            pieces.append(metrics)
+            step += count
+            stopped = between(step)
+            if stopped:
+                break
+        metrics = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+        count = step - first
         raise_if_diverged(step, count, metrics, state)
         progress = Progress(
             step=step,
@@ -160,6 +177,16 @@ def fit(
         for callback in callbacks:
             callback(progress)
     return state
+
+
+def _pieces(count: int) -> list[int]:
+    """Parts of a chunk that end soon, for a signal to be heard between them.
+
+    Of two lengths at most, since each compiles, and none of one update, which XLA compiles without
+    a loop.
+    """
+    number = -(-count // _PIECE)
+    return [count // number + (index < count % number) for index in range(number)]
 
 
 def raise_if_diverged(step: int, count: int, metrics: dict[str, np.ndarray], state: State) -> None:

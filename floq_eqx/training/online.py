@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._types import Key, Number, Scalar
-from ..agents.base import Agent, State, check_sizes
+from ..agents.base import Agent, State, check_choice, check_sizes
 from ..data import Batch, Replay, sample_mixture
 from ..evaluation import check_resets
 from .loop import DivergedError, raise_if_diverged, with_arrays
@@ -74,7 +74,9 @@ def fit_online(
     start: int = 0,
     chunk: int = 1000,
     seed: int = 0,
+    warmup_with: Literal["random", "policy"] = "random",
     callbacks: Iterable[Callable[[OnlineProgress], None]] = (),
+    between: Callable[[int], bool] = lambda step: False,
 ) -> tuple[State, Replay]:
     """Acts, remembers and learns until `num_steps` environment steps are done.
 
@@ -93,24 +95,30 @@ def fit_online(
     - `batch_size`: transitions in an update.
     - `key`: one key for the whole run.
     - `utd`: updates for each environment step, made in one `lax.scan`.
-    - `warmup`: environment steps at random, without updates, at the beginning.
+    - `warmup`: environment steps without updates, at the beginning.
+    - `warmup_with`: actions of the warm-up: at random, or by the policy as it is.
     - `offline`: offline transitions that are no part of `replay`, for batches of both (RLPD,
         arXiv 2302.02948): `offline_fraction` of each.
     - `start`: environment steps that are done already.
     - `chunk`: environment steps between callbacks.
     - `seed`: of the environments' resets.
     - `callbacks`: called in order after every chunk: evaluation, logging, checkpoints.
+    - `between`: called after every environment step with their number so far; if it returns true,
+        the chunk ends there, and the training after its callbacks.
 
     **Returns:** the state and the replay at the end.
 
     **Raises:** `EnvironmentFaultError`; `DivergedError` after a chunk in which a metric or a
-    parameter became NaN or infinite; `ValueError` for an agent that needs the data's next actions.
+    parameter became NaN or infinite; `ValueError` for an agent that needs the data's next actions,
+    or whose learning rate decays to zero before the last update.
     """
     check_sizes(num_steps=num_steps, batch_size=batch_size, utd=utd, chunk=chunk)
     if agent.uses_next_action:
         raise ValueError(
             f"{type(agent).__name__} needs the data's next action, which is not known online."
         )
+    check_choice("warmup_with", warmup_with, Literal["random", "policy"])
+    agent.check_decay(state, max(0, num_steps - max(start, warmup)) * utd)
     callbacks = tuple(callbacks)
     # Copies, since the loop writes both in place.
     state, replay = jax.tree.map(jnp.copy, (state, replay))
@@ -118,14 +126,25 @@ def fit_online(
         with_arrays(agent), offline, offline_fraction, batch_size, utd * environments.num_envs, key
     )
     world = _World(environments, seed=seed, step=start)
+    how = _Schedule(warmup, warmup_with == "random", between)
     action = None
-    while world.step < num_steps:
+    while world.step < num_steps and not how.stopped:
         end = min(world.step - world.step % chunk + chunk, num_steps)
-        now, action = _learn_until(end, inputs, state, replay, world, action, warmup)
+        now, action = _learn_until(end, inputs, state, replay, world, action, how)
         state, replay = now.state, now.replay
         for callback in callbacks:
             callback(now)
     return state, replay
+
+
+@dataclasses.dataclass
+class _Schedule:
+    """Until when there are no updates, whose actions come first, and whether to stop."""
+
+    warmup: int
+    random: bool
+    between: Callable[[int], bool]
+    stopped: bool = False
 
 
 class _Inputs(eqx.Module):
@@ -151,26 +170,29 @@ def _learn_until(
     replay: Replay,
     world: "_World",
     action: Array | None,
-    warmup: int,
+    how: _Schedule,
 ) -> tuple[OnlineProgress, Array | None]:
     """One chunk, with the next action."""
     began, first, fault = time.perf_counter(), world.step, None
     history: list[dict[str, Scalar]] = []
     world.episodes = []
     try:
-        while world.step < end:
-            if world.step < warmup:
-                replay = _remember(world.advance(world.random_action()), replay)
-                continue
-            if action is None:
-                action = _explore(inputs, state, world.observation, np.asarray(world.step))
-            chosen = np.asarray(action)
-            if not np.isfinite(chosen).all():
-                raise DivergedError(int(state.step), ["the policy's action"])
+        while world.step < end and not how.stopped:
+            warming = world.step < how.warmup
+            if warming and how.random:
+                chosen = world.random_action()
+            else:
+                if action is None:
+                    action = _explore(inputs, state, world.observation, np.asarray(world.step))
+                chosen, action = np.asarray(action), None
+                if not np.isfinite(chosen).all():
+                    raise DivergedError(int(state.step), ["the policy's action"])
             replay = _remember(world.advance(chosen), replay)
-            now = world.observation, np.asarray(world.step)
-            state, metrics, action = _learn(inputs, replay, state, *now)
-            history.append(metrics)
+            if not warming:
+                now = world.observation, np.asarray(world.step)
+                state, metrics, action = _learn(inputs, replay, state, *now)
+                history.append(metrics)
+            how.stopped = how.between(world.step)
     except EnvironmentFaultError as error:
         fault = error
     history = jax.device_get(history)  # at once, and when the updates are done

@@ -5,30 +5,36 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from .._types import Number
 from ..agents.base import OF_THE_DATA, Agent, State
-from ..data import Batch, Replay, collect_dataset, load_dataset, parse_name
+from ..data import Batch, Replay, collect_dataset, fingerprint, load_dataset, parse_name
 from ..evaluation import Evaluation, evaluate, make_environments
-from .config import OnlineConfig, TrainConfig
+from .config import CHANGEABLE, OnlineConfig, TrainConfig
+from .interruption import Interrupted, Stop, stopping
+from .lock import locked
 from .loggers import Logger, LoggerName, check_loggers, open_loggers
 from .loop import Progress, fit
 from .online import EnvironmentFaultError, OnlineProgress, fit_online
-from .run import Run, claim, locked, write_config
+from .progress import progress_bar
+from .run import Facts, Run, claim, write_config
 
 
 def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
     """The transitions that a run trains on, collected first if that is what it asks for."""
     load = functools.partial(
-        load_dataset, config.environment, with_next_action=config.agent.uses_next_action
+        load_dataset,
+        config.environment,
+        with_next_action=config.agent.uses_next_action,
+        rewards=config.rewards,
     )
     if config.data is not None and Path(config.data).expanduser().is_dir():
         return load(directory=config.data)
@@ -61,15 +67,21 @@ def train(
 ) -> Run:
     """Trains, evaluates and writes it all to a folder.
 
+    SIGINT (Ctrl-C) and SIGTERM, in the main thread, save a checkpoint within seconds and then
+    raise `Interrupted`; a second one changes nothing, the third ends the process.
+
     **Arguments:**
 
     - `config`: what to train.
     - `folder`: where; it must be empty unless the run is resumed.
     - `resume`: continue from the last checkpoint. Offline it ends bitwise where a run without
         interruption ends; online the episode begins anew. The configuration must be the run's own,
-        but `num_updates`, or `online.num_steps` of a run that has them, may be larger. An empty
-        folder starts a run.
-    - `progress`: show progress bars where standard error is a terminal.
+        but for what only watches (intervals, episodes, which checkpoints are kept), where its data
+        lie (their content may not change), the decay of its learning rate, and `num_updates`, or
+        `online.num_steps` of a run that has them, which may be larger. An empty folder starts a
+        run.
+    - `progress`: show on standard error how far it has come: a bar in a terminal or a notebook, a
+        line now and then elsewhere.
     - `report`: takes lines of text: each evaluation, and where a resumed run continues.
     - `loggers`: where metrics go besides the tables: `tensorboard`, `wandb` (offline, in the
         folder) or `wandb-online`; their packages are extras.
@@ -79,13 +91,12 @@ def train(
     **Raises:** as `Run`; `ValueError` if a resumed run has another configuration or other data, or
     no checkpoint of it can be used; `BlockingIOError` if another process trains in the folder;
     `OSError` if it cannot be written to; `DivergedError`, which leaves the last finite checkpoint
-    in place; `EnvironmentFaultError`, after a checkpoint. Ctrl-C offline saves a checkpoint before
-    it raises.
+    in place; `EnvironmentFaultError` and `Interrupted`, after a checkpoint.
     """
     _check_networks(config.agent)
     check_loggers(loggers)
-    with locked(Path(folder)), contextlib.ExitStack() as stack:
-        return _train(config, Path(folder), resume, progress, report, loggers, stack)
+    with stopping() as stop, locked(Path(folder)), contextlib.ExitStack() as stack:
+        return _training(config, Path(folder), resume, progress, report, loggers, stack, stop)
 
 
 def finetune(
@@ -94,33 +105,42 @@ def finetune(
     online: OnlineConfig,
     *,
     changes: dict[str, Any] | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> Run:
     """Goes on learning online, in a folder of its own, from the last state of a run.
 
-    A learning rate that decayed there is constant here, with an optimiser that begins anew.
+    A learning rate that decayed there is constant here, with an optimiser that begins anew. What
+    that run had collected online comes along in the buffer, the newest first to stay.
 
     **Arguments:**
 
-    - `source`: the folder of the run; it stays as it is.
-    - `folder`, `options`: as in [`floq_eqx.training.train`][].
+    - `source`: the folder of the run; it stays as it is, and is not needed any more to resume.
+    - `folder`, `resume`, `options`: as in [`floq_eqx.training.train`][].
     - `online`: how, but for its `start`.
     - `changes`: fields of its `TrainConfig` to change, such as `evaluate_every`.
 
     **Raises:** as `train`; `FileNotFoundError` if there is no such run or checkpoint.
     """
-    run = Run(source)
-    config = dataclasses.replace(
-        run.config,
-        agent=dataclasses.replace(run.config.agent, decay_updates=None),
-        num_updates=run.last_step(),
-        online=dataclasses.replace(online, start=str(run.folder.resolve())),
-        **(changes or {}),
-    )
-    return train(config, folder, **options)
+    if resume and (Path(folder) / "config.json").exists():
+        begun = Run(folder)
+        start = None if begun.config.online is None else begun.config.online.start
+        config = dataclasses.replace(
+            begun.config, online=dataclasses.replace(online, start=start), **(changes or {})
+        )
+    else:
+        run = Run(source)
+        config = dataclasses.replace(
+            run.config,
+            agent=dataclasses.replace(run.config.agent, decay_updates=None),
+            num_updates=run.last_step(),
+            online=dataclasses.replace(online, start=str(run.folder.resolve())),
+            **(changes or {}),
+        )
+    return train(config, folder, resume=resume, **options)
 
 
-def _train(
+def _training(
     config: TrainConfig,
     folder: Path,
     resume: bool,
@@ -128,112 +148,191 @@ def _train(
     report: Callable[[str], None],
     loggers: Sequence[LoggerName],
     stack: contextlib.ExitStack,
+    stop: Stop,
 ) -> Run:
-    resumed = resume and (folder / "config.json").exists()
+    old = Run(folder) if resume and (folder / "config.json").exists() else None
     grows = "num_updates" if config.online is None else "online.num_steps"
-    if resumed:
-        _check_same_config(Run(folder).config, config, ignore=(grows, *OF_THE_DATA))
-    else:
+    if old is None:
         claim(folder)
+    else:
+        _check_same_config(old.config, config, ignore=(grows, *CHANGEABLE, *OF_THE_DATA))
 
     data = find_data(config, progress=progress) if config.needs_data else None
     world = None
     if config.online is not None:
-        world = make_environments(
-            config.environment,
-            config.online.num_environments,
-            success_timing=config.success_timing,
-        )
-        stack.callback(world.close)
-    agent, sizes = _fitted(config.agent, data, world)
-    config = dataclasses.replace(config, agent=agent)
+        world = _make_world(config, config.online.num_environments)
+        stack.callback(_close, "an environment", world.close)
+    agent, facts = _fitted(config.agent, data, world)
+    path = None if config.data is None else str(Path(config.data).expanduser().absolute())
+    config = dataclasses.replace(config, agent=agent, data=path)
     key = jax.random.key(config.seed)
     init_key, train_key = jax.random.split(key)
     online_key = jax.random.fold_in(key, 2)
-    state = agent.init(*sizes, key=init_key)
-    run, step = None, 0
-    if resumed:
-        run = Run(folder)
-        _check_same_config(run.config, config, ignore=(grows,))
-        if run.steps():
-            step = run.last_step()
-            state = run.restore(state, step=step, checked=True)
+    state = agent.init(facts.observation_size, facts.action_size, key=init_key)
+
+    step = 0
+    if old is not None:
+        _check_same_data(old, facts)
+        _check_same_config(old.config, config, ignore=(grows, *CHANGEABLE))
+        if old.steps():
+            step = old.last_step()
+            state = old.restore(state, step=step, checked=True)
         _check_more_to_do(step, config, grows, report)
-    start = None if config.online is None or step >= config.num_updates else config.online.start
+        _say_new_decay(old.config.agent, agent, report)
+    start = None
+    if config.online is not None and step < config.num_updates:
+        start = config.online.start
     if start is not None:
         state = _restore_start(config, start, state)
-    if run is None:
-        run = Run.create(folder, config)
-    elif run.config.last_step != config.last_step:
-        write_config(folder, config)
-        run = Run(folder)
-    run.forget_after(step)
 
-    writer = stack.enter_context(run.checkpoints())
-    logger = stack.enter_context(
-        open_loggers(folder, loggers, resume_at=step if resumed else None, config=config.to_plain())
-    )
-    watch = _Watch(run, agent, writer, logger, report, stack, step, progress)
-    if start is not None:
-        watch.step = step = config.num_updates
-        watch.assess(step, state)
-        watch.save(step, state)
-    if step < config.num_updates:
-        with watch.bar("update", step, config.num_updates):
-            state = _offline(config, state, data, train_key, watch)
-    if config.online is not None and step < config.last_step:
-        done = max(0, step - config.num_updates)
-        with watch.bar("step", done, config.online.num_steps):
-            _online(config, config.online, state, data, world, done, online_key, watch)
+    with stop.deferred():
+        if old is None:
+            run = Run.create(folder, config, facts)
+        else:
+            if old.config.to_plain() != config.to_plain():
+                write_config(folder, config, facts)
+            run = Run(folder)
+            run.forget_after(step)
+        resume_at = None if old is None else step
+        logger = open_loggers(folder, loggers, resume_at=resume_at, config=config.to_plain())
+        stack.callback(_close, "a logger", logger.close)
+        watch = _Watch(
+            run=run,
+            agent=agent,
+            writer=stack.enter_context(run.checkpoints()),
+            logger=logger,
+            report=report,
+            stop=stop,
+            stack=stack,
+            progress=progress,
+        )
+        try:
+            _go(config, state, step, data, world, start, train_key, online_key, watch)
+        except Interrupted as interrupted:
+            saved = "; nothing was trained yet"
+            if run.steps():
+                saved = f" at step {run.steps()[-1]}, which is saved in {folder}"
+            raise Interrupted(interrupted.signum, saved) from None
     return run
 
 
-def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, tuple[int, int]]:
-    """The agent with what it must know, and the sizes of an observation and an action."""
+def _go(
+    config: TrainConfig,
+    state: State,
+    step: int,
+    data: Batch | None,
+    world: Any,
+    start: str | None,
+    train_key: Any,
+    online_key: Any,
+    watch: "_Watch",
+) -> None:
+    """What is left to do from a step on."""
+    online = config.online
+    if start is None and step < config.num_updates:
+        watch.assess_if_due(step, state)
+        with watch.bar("update", step, config.num_updates):
+            state = _offline(config, state, data, train_key, watch)
+        step = config.num_updates
+        watch.stop.check()
+    if online is None:
+        watch.assess_if_due(step, state)
+        return
+    replay = _replay(config, online, data, world)
+    if start is not None:
+        step = config.num_updates
+        replay = _with_collected_before(replay, start, step, watch.report)
+        watch.save(step, state, replay)
+    elif watch.run.has_collected(step):
+        replay = watch.run.restore_replay(replay, step=step, checked=True)
+    watch.assess_if_due(step, state)
+    if step < config.last_step:
+        done = step - config.num_updates
+        with watch.bar("step", done, online.num_steps):
+            _online(config, online, state, data, replay, world, done, online_key, watch)
+        watch.stop.check()
+
+
+def _make_world(config: TrainConfig, num: int) -> Any:
+    return make_environments(
+        config.environment,
+        num,
+        success_timing=config.success_timing,
+        **config.environment_kwargs,
+    )
+
+
+def _close(what: str, close: Callable[[], None]) -> None:
+    """What is closed after the last checkpoint does not fail a run."""
+    try:
+        close()
+    except Exception as error:
+        warnings.warn(f"{what} could not be closed: {type(error).__name__}: {error}", stacklevel=2)
+
+
+def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]:
+    """The agent with what it must know, and what else the run found."""
     if data is not None:
-        return agent.for_data(data), (data.observation.shape[1], data.action.shape[1])
+        sizes = data.observation.shape[1], data.action.shape[1]
+        return agent.for_data(data), Facts(*sizes, fingerprint(data))
     (observation_size,) = world.single_observation_space.shape
     (action_size,) = world.single_action_space.shape
-    return dataclasses.replace(agent, action_size=action_size), (observation_size, action_size)
+    agent = dataclasses.replace(agent, action_size=action_size)
+    return agent, Facts(observation_size, action_size)
 
 
 def _restore_start(config: TrainConfig, start: str, like: State) -> State:
     """The state that a run begins with, from another run."""
     source = Run(start)
     agent, state = source.load(step=config.num_updates)
-    if jax.tree.structure(state.params) != jax.tree.structure(like.params):
+    shapes = [jax.tree.map(lambda x: x.shape, s.params) for s in (state, like)]
+    if jax.tree.structure(state.params) != jax.tree.structure(like.params) or (
+        jax.tree.leaves(shapes[0]) != jax.tree.leaves(shapes[1])
+    ):
         raise ValueError(f"{start} is a run of another agent, or of other networks.")
     if agent.decay_updates != config.agent.decay_updates:
         state = dataclasses.replace(state, opt_state=like.opt_state)
     return state
 
 
+def _replay(config: TrainConfig, online: OnlineConfig, data: Batch | None, world: Any) -> Replay:
+    """The buffer before anything is collected."""
+    if online.offline_data == "buffer" and data is not None:
+        return Replay.from_data(data, len(data) + online.capacity, protect=online.keep_offline)
+    (observation_size,) = world.single_observation_space.shape
+    return Replay.empty(online.capacity, observation_size, *world.single_action_space.shape)
+
+
+def _with_collected_before(
+    replay: Replay, start: str, step: int, report: Callable[[str], None]
+) -> Replay:
+    """The buffer with what the run that this one starts from had collected, if it had."""
+    source = Run(start)
+    if not source.has_collected(step):
+        return replay
+    collected = source.restore_collected(replay.data, step=step)
+    room = replay.capacity - replay.num_protected
+    newest = jax.tree.map(lambda x: x[-room:], collected)
+    report(f"{len(newest)} of {len(collected)} transitions that {start} had collected come along")
+    return replay.add(newest)
+
+
 def _offline(config: TrainConfig, state: State, data: Any, key: Any, watch: "_Watch") -> State:
-    latest: Progress | None = None
-
     def after(now: Progress) -> None:
-        nonlocal latest
-        row = {"updates_per_second": now.updates_per_second}
-        watch.log(now.step, now.state, row, now.metrics)
-        watch.assess_if_due(now.step, now.state)
-        latest = now
-        watch.save_if_due(now.step, now.state)
+        rates = {"updates_per_second": now.updates_per_second}
+        watch.after_chunk(now.step, now.state, rates, now.metrics)
 
-    try:
-        return fit(
-            config.agent,
-            state,
-            data,
-            num_updates=config.num_updates,
-            batch_size=config.batch_size,
-            key=key,
-            chunk=config.log_every,
-            callbacks=(after,),
-        )
-    except KeyboardInterrupt:
-        if latest is not None and latest.step not in watch.run.steps():
-            watch.save(latest.step, latest.state)
-        raise
+    return fit(
+        config.agent,
+        state,
+        data,
+        num_updates=config.num_updates,
+        batch_size=config.batch_size,
+        key=key,
+        chunk=config.log_every,
+        callbacks=(after,),
+        between=watch.between,
+    )
 
 
 def _online(
@@ -241,26 +340,13 @@ def _online(
     online: OnlineConfig,
     state: State,
     data: Batch | None,
+    replay: Replay,
     world: Any,
     start: int,
     key: Any,
     watch: "_Watch",
 ) -> None:
-    if online.offline_data == "buffer" and data is not None:
-        replay = Replay.from_data(data, len(data) + online.capacity, protect=online.keep_offline)
-    else:
-        (observation_size,) = world.single_observation_space.shape
-        replay = Replay.empty(online.capacity, observation_size, *world.single_action_space.shape)
-    if start:
-        count = replay.num_collected(start)
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), replay.data
-        )
-        step = config.num_updates + start  # which the state came from, so it is checked
-        collected = watch.run.restore_collected(like, step=step, checked=True)
-        replay = replay.with_collected(collected, start)
-
-    def log(now: OnlineProgress) -> None:
+    def after(now: OnlineProgress, leave: bool = False) -> None:
         rates = {
             "updates_per_second": now.updates_per_second,
             "env_steps_per_second": now.env_steps_per_second,
@@ -269,18 +355,15 @@ def _online(
             f"episode_{name}": float(np.mean([e[name] for e in now.episodes]))
             for name in (now.episodes or [{}])[0]
         }
-        counts = {"episodes": len(now.episodes)}
-        watch.log(config.num_updates + now.step, now.state, rates, now.metrics | counts | episodes)
-
-    def after(now: OnlineProgress) -> None:
-        log(now)
+        metrics = now.metrics | {"episodes": len(now.episodes)} | episodes
         step = config.num_updates + now.step
-        watch.assess_if_due(step, now.state)
-        watch.save_if_due(step, now.state, now.replay)
+        watch.after_chunk(step, now.state, rates, metrics, now.replay, leave=leave)
 
+    mixture = data if online.offline_data == "mixture" else None
     warmup = online.warmup
     if warmup is None:
-        warmup = 0 if config.num_updates else 1000
+        learned = config.num_updates > 0 and (int(replay.size) > 0 or mixture is not None)
+        warmup = 0 if learned else 1000
     try:
         fit_online(
             config.agent,
@@ -292,96 +375,123 @@ def _online(
             key=key,
             utd=online.utd,
             warmup=warmup,
-            offline=data if online.offline_data == "mixture" else None,
+            warmup_with=online.warmup_with,
+            offline=mixture,
             offline_fraction=online.offline_fraction,
             start=start,
             chunk=config.log_every,
             seed=config.seed,
             callbacks=(after,),
+            between=watch.between,
         )
     except EnvironmentFaultError as fault:
         now = fault.progress
-        if now is not None and config.num_updates + now.step > watch.step:
-            log(now)
-            watch.save(config.num_updates + now.step, now.state, now.replay)
+        if now is not None and config.num_updates + now.step > watch.logged:
+            after(now, leave=True)
         raise
 
 
 class _Watch:
-    """What is done between chunks: rows in the tables, evaluations, checkpoints, the bar."""
+    """What is done between chunks: rows in the tables, checkpoints, evaluations, the bar."""
 
     def __init__(
         self,
+        *,
         run: Run,
         agent: Agent,
         writer: Any,
         logger: Logger,
         report: Callable[[str], None],
+        stop: Stop,
         stack: contextlib.ExitStack,
-        step: int,
         progress: bool,
     ):
         self.run, self.agent, self.writer, self.logger = run, agent, writer, logger
-        self.report, self.step, self.progress = report, step, progress
-        self._stack, self._environments, self._bar = stack, None, tqdm(disable=True)
+        self.report, self.stop, self.progress = report, stop, progress
+        self._stack, self._environments, self._show = stack, None, lambda step: None
         rows = run.table("train.csv")
         self._start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+        self.logged = int(rows[-1]["step"]) if rows else 0
+        self._saved = max(run.steps(), default=0)
+        self._assessed = int(max((r["step"] for r in run.table("evaluation.csv")), default=0))
 
     @contextlib.contextmanager
-    def bar(self, unit: str, initial: int, total: int):
+    def bar(self, unit: str, initial: int, total: int) -> Iterator[None]:
         """Shows one while it lasts."""
-        disable = None if self.progress else True
-        with tqdm(total=total, initial=initial, unit=unit, disable=disable) as self._bar:
+        with progress_bar(unit, total=total, initial=initial, show=self.progress) as self._show:
             yield
 
-    def log(
-        self, step: int, state: State, rates: dict[str, float], metrics: dict[str, Number]
+    def between(self, done: int) -> bool:
+        """Shows how many updates or steps are done, and says whether to stop there."""
+        self._show(done)
+        return self.stop()
+
+    def after_chunk(
+        self,
+        step: int,
+        state: State,
+        rates: dict[str, float],
+        metrics: dict[str, Number],
+        replay: Replay | None = None,
+        *,
+        leave: bool = False,
     ) -> None:
+        """A row, and what is due of a checkpoint and an evaluation, in this order: an evaluation
+        that was missed is made up for when the run is resumed. To `leave`, only save.
+        """
+        config = self.run.config
         row = self._counts(step, state) | rates | dict(sorted(metrics.items()))
         self.logger.log(step, row, table="train")
+        self.logged = step
+        leave = leave or self.stop()
+        evaluated = self._due(step, config.evaluate_every, self._assessed)
+        if (
+            leave
+            or self._due(step, config.checkpoint_every, self._saved)
+            or (evaluated and config.keep == "best")
+        ):
+            self.save(step, state, replay)
+        if evaluated and not leave:
+            try:
+                self.assess_if_due(step, state)
+            except Interrupted:
+                self.save(step, state, replay)
+                raise
+        self.run.prune()
+
+    def save(self, step: int, state: State, replay: Replay | None = None) -> None:
+        if step not in self.run.steps():
+            self.run.save(self.writer, state, step=step, replay=replay)
+        self._saved = step
 
     def assess_if_due(self, step: int, state: State) -> None:
-        if self._due(step, self.run.config.evaluate_every):
-            self.assess(step, state)
-
-    def assess(self, step: int, state: State) -> None:
         config = self.run.config
+        if not self._due(step, config.evaluate_every, self._assessed):
+            return
         if self._environments is None:
-            self._environments = make_environments(
-                config.environment,
-                min(10, config.evaluation_episodes),
-                success_timing=config.success_timing,
-            )
-            self._stack.callback(self._environments.close)
+            self._environments = _make_world(config, min(10, config.evaluation_episodes))
+            self._stack.callback(_close, "an environment", self._environments.close)
         result = evaluate(
             self.agent,
             state,
             self._environments,
             num_episodes=config.evaluation_episodes,
+            max_episode_steps=config.max_episode_steps,
             seed=config.seed,
+            before_step=self.stop.check,
         )
         row = self._counts(step, state) | result.summary()
         self.logger.log(step, row, table="evaluation")
+        self._assessed = step
         steps = step - config.num_updates
-        where = f"update {step}" if steps <= 0 else f"environment step {steps}"
-        with tqdm.external_write_mode():
+        where = f"update {int(state.step)}" if steps <= 0 else f"environment step {steps}"
+        with _external_write():
             self.report(f"{where}: {describe(result)}")
 
-    def save(self, step: int, state: State, replay: Replay | None = None) -> None:
-        collected = None if replay is None else replay.collected()
-        self.run.save(self.writer, state, step=step, collected=collected)
-
-    def save_if_due(self, step: int, state: State, replay: Replay | None = None) -> None:
-        """The last that is done after a chunk."""
-        if self._due(step, self.run.config.checkpoint_every):
-            self.save(step, state, replay)
-        self._bar.update(step - self.step)
-        self.step = step
-
-    def _due(self, step: int, every: int) -> bool:
-        """Whether a multiple has been passed: several environments may step over it."""
+    def _due(self, step: int, every: int, last: int) -> bool:
+        """Whether a multiple has been passed since: several environments may step over it."""
         ends = (self.run.config.num_updates, self.run.config.last_step)
-        return step // every > self.step // every or step in ends
+        return step // every > last // every or (step in ends and step != last)
 
     def _counts(self, step: int, state: State) -> dict[str, Number]:
         seconds = {"seconds": time.perf_counter() - self._start}
@@ -389,6 +499,12 @@ class _Watch:
             return seconds
         env_steps = max(0, step - self.run.config.num_updates)
         return seconds | {"updates": int(state.step), "env_steps": env_steps}
+
+
+def _external_write() -> Any:
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode()
 
 
 def _check_networks(agent: Agent) -> None:
@@ -405,6 +521,33 @@ def describe(result: Evaluation) -> str:
         f"{success}return {s['returns']:.1f} ± {s['returns_std']:.1f}, "
         f"length {s['lengths']:.0f} ± {s['lengths_std']:.0f} ({len(result.success)} episodes)"
     )
+
+
+def _check_same_data(old: Run, facts: Facts) -> None:
+    if old.facts != facts:
+        raise ValueError(
+            f"{old.folder} was trained on other data: it found {_facts_text(old.facts)}, and now "
+            f"there are {_facts_text(facts)}. Resume with the same data, wherever they lie now, or "
+            "start in another folder."
+        )
+
+
+def _facts_text(facts: Facts) -> str:
+    content = "" if facts.data is None else f", content {facts.data[:12]}"
+    return (
+        f"observations of {facts.observation_size} and actions of {facts.action_size} "
+        f"components{content}"
+    )
+
+
+def _say_new_decay(old: Agent, new: Agent, report: Callable[[str], None]) -> None:
+    if old.decay_updates != new.decay_updates:
+        until = (
+            "is constant from now on"
+            if new.decay_updates is None
+            else f"falls to zero at update {new.decay_updates} from now on"
+        )
+        report(f"the learning rate {until}; until now decay_updates was {old.decay_updates}")
 
 
 def _check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[str]) -> None:
