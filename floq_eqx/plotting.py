@@ -224,7 +224,9 @@ class _Member:
 
     def settings(self, *, pool_tasks: bool) -> dict[str, Any]:
         """What the members of a group have in common, flat."""
-        kept = {key: value for key, value in self.plain.items() if key not in ("seed", "data", "facts")}
+        kept = {
+            key: value for key, value in self.plain.items() if key not in ("seed", "data", "facts")
+        }
         if "online" in kept:
             kept["online"] = {k: v for k, v in kept["online"].items() if k != "start"}
         if pool_tasks:

@@ -107,7 +107,7 @@ def test_help_of_train_shows_the_choice(capsys, monkeypatch, agent, preset):
 
 def test_as_a_module():
     done = subprocess.run(
-        [sys.executable, "-m", "floq_eqx", "trian"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "floq_eqx", "trian"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "floq: error: Unknown command 'trian'; did you mean train?\n"
@@ -121,12 +121,10 @@ def test_as_a_module():
     [
         (["trian"], "Unknown command 'trian'; did you mean train?"),
         (["train", "--agent", "flok"], "Unknown agent 'flok'; did you mean floq?"),
-        (["train", "--agent"], "argument --agent: expected one argument"),
         (["train", "--preset", "papr"], "Unknown preset 'papr'; did you mean paper"),
         (["train", "--preset", "paper", "--agent", "bc"], "agent of the papers' cube-single 'bc'"),
         (["train", "--preset", "paper-online", "--agent", "fql"], "cube-single online 'fql'"),
         (["train", "--critic.kind", "resnet"], "Unknown kind of network 'resnet'; did you mean"),
-        (["train", "--critic.kind"], "argument --critic.kind: expected one argument"),
         (["train", "--env", "cube-singel-play-v0"], "Did you mean cube-single-play-v0"),
         (["train", "--env", "cube-single-play-v0"], "cube-single-play-singletask-task1-v0"),
         (
@@ -170,6 +168,8 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["train", "--agent"], "--agent"),
+        (["train", "--critic.kind"], "--critic.kind"),
         (["train", "--num-update", "4"], "--num-updates"),
         (["train", "--num-updates", "many"], "many"),
         (["train", "--agent", "fql", "--num-noise", "4"], "--num-noise"),
@@ -215,10 +215,7 @@ def test_interrupted(capsys, monkeypatch):
     monkeypatch.setattr(cli, "train", interrupt)
     monkeypatch.setattr(cli, "Run", interrupt)
     status, _, err = floq(capsys, "train")
-    assert (status, err) == (
-        130,
-        "floq: interrupted; the same command with --resume continues\n",
-    )
+    assert (status, err) == (130, "floq: interrupted\n")
     status, _, err = floq(capsys, "evaluate", "x")
     assert (status, err) == (130, "floq: interrupted\n")
 
@@ -229,7 +226,8 @@ def test_interrupted(capsys, monkeypatch):
 def test_train(run, capsys):
     folder, words = run
     assert {p.name for p in folder.iterdir()} == {
-        *("config.json", "train.csv", "evaluation.csv", "checkpoints", "learning_curve.png")
+        *(".lock", "config.json", "train.csv", "evaluation.csv", "checkpoints"),
+        "learning_curve.png",
     }
     config = Run(folder).config
     assert (config.num_updates, config.agent_name) == (10, folder.name)
@@ -310,13 +308,13 @@ def test_evaluate(run, capsys, monkeypatch):
     line += re.escape(published(folder.name, CUBE) + "\n")
     status, out, err = floq(capsys, "evaluate", str(folder), "--episodes", "1")
     assert (status, err) == (0, "")
-    assert re.fullmatch("update 10: " + line, out)
+    assert re.fullmatch("checkpoint 10: " + line, out)
     again = ["evaluate", str(folder), "--episodes", "1", "--checkpoint", "5", "--seed", "3"]
     status, out, _ = floq(capsys, *again, "--success-timing", "post")
     assert status == 0
-    assert re.fullmatch("update 5: " + line, out)
+    assert re.fullmatch("checkpoint 5: " + line, out)
     status, _, err = floq(capsys, "evaluate", str(folder), "--checkpoint", "7")
-    assert (status, "no checkpoint of update 7; it has 5, 10" in err) == (1, True)
+    assert (status, "no checkpoint of step 7; it has 5, 10" in err) == (1, True)
 
 
 def test_evaluate_with_another_integral(run, capsys, monkeypatch):

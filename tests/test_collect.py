@@ -363,10 +363,12 @@ def test_worker_error_reaches_the_parent():
 
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from floq_eqx.data import collect_dataset
 
 if {guard}:
+    # A suite in the background hands on that it ignores this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     collect_dataset("cube-single-play-v0", sys.argv[1], num_workers=2, num_episodes=1000)
 """
 
@@ -384,15 +386,15 @@ def _group(leader):
     return alive
 
 
-def _wait(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+def _wait(condition, process=None):
+    """Until it holds, or the process that is to make it hold has ended."""
+    while not condition() and (process is None or process.poll() is None):
         time.sleep(0.1)
     return condition()
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_collection(number, tmp_path):
     """Whether killed or interrupted, no worker goes on and no file has its final name."""
     script = tmp_path / "script.py"
@@ -408,15 +410,15 @@ def test_killed_collection(number, tmp_path):
     )
     try:
         # The leader, two workers, and multiprocessing's resource tracker.
-        assert _wait(lambda: len(_group(process.pid)) >= 4, 120.0)
+        assert _wait(lambda: len(_group(process.pid)) >= 4, process)
         time.sleep(1.0)
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # as a terminal does
+        if number != signal.SIGKILL:
+            os.killpg(process.pid, number)  # as a terminal and a scheduler do
         else:
             process.send_signal(number)
-        _, errors = process.communicate(timeout=120.0)
+        _, errors = process.communicate()
         assert process.returncode != 0
-        assert _wait(lambda: not _group(process.pid), 60.0)
+        assert _wait(lambda: not _group(process.pid))
         assert "SpawnProcess" not in errors  # no traceback for each worker
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -432,7 +434,6 @@ def test_script_without_guard(tmp_path):
         [sys.executable, script, tmp_path / "a.npz"],
         capture_output=True,
         text=True,
-        timeout=180.0,
         env=ENVIRONMENT,
     )
     assert result.returncode != 0

@@ -31,15 +31,14 @@ import pytest
 
 from floq_eqx import cli, interop
 from floq_eqx.data import load_dataset, make_environment, ogbench, parse_name
-from floq_eqx.evaluation import make_environments
-from floq_eqx.training import Run, TrainConfig, run as run_module
+from floq_eqx.training import Run, TrainConfig, checkpoints
 from floq_eqx.training.running import find_data
 
 from .reference import Reference
-from .runs import small_agent, small_config
+from .runs import FACTS, small_agent, small_config
 
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
-SECONDS = 30.0
+SECONDS = 600.0
 MEMORY = 2 << 30
 
 
@@ -335,11 +334,8 @@ VALUES = [
 
 
 def test_configurations(fuzz, effort, tmp_path, monkeypatch):
-    environment = make_environments(small_config("x.npz").environment, 1)
-    monkeypatch.setattr(run_module, "make_environments", lambda name, num: environment)
-    monkeypatch.setattr(environment, "close", lambda: None)
     rng = random.Random(0)
-    run = Run.create(tmp_path / "run", small_config("x.npz", small_agent("floq")))
+    run = Run.create(tmp_path / "run", small_config("x.npz", small_agent("floq")), FACTS)
     path = run.folder / "config.json"
     content = path.read_bytes()
 
@@ -450,7 +446,7 @@ def test_killed_collection_at_random_moments(tmp_path, capsys):
 @pytest.fixture
 def states(tmp_path):
     """A run with two checkpoints, of 10 and of 20 updates, and these states."""
-    run = Run.create(tmp_path / "run", small_config("x.npz"))
+    run = Run.create(tmp_path / "run", small_config("x.npz"), FACTS)
     agent, states = run.config.agent, {}
     with run.checkpoints() as writer:
         for step in (10, 20):
@@ -464,8 +460,8 @@ def forge(folder):
     """Makes the checksums fit."""
     path = folder / "checksums.json"
     path.unlink(missing_ok=True)
-    files = run_module._files(folder).items()
-    entries = {name: [p.stat().st_size, run_module._checksum(p)] for name, p in files}
+    files = checkpoints._files(folder).items()
+    entries = {name: [p.stat().st_size, checkpoints._checksum(p)] for name, p in files}
     path.write_text(json.dumps(entries))
 
 

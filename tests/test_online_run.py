@@ -79,11 +79,7 @@ def finished(tmp_path_factory):
 
 
 def collected(run, step):
-    count = step - run.config.num_updates
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), Replay.empty(1, 2, 1).data
-    )
-    return run.restore_collected(like, step=step)
+    return run.restore_collected(Replay.empty(1, 2, 1).data, step=step)
 
 
 def test_from_scratch(finished):
@@ -211,7 +207,7 @@ def test_what_cannot_be_learned_online():
         dataclasses.replace(scratch(), num_updates=10)
     with pytest.raises(ValueError, match="next action"):
         dataclasses.replace(scratch(), agent=ReBRAC())
-    with pytest.raises(ValueError, match="learning rate is zero before the run ends"):
+    with pytest.raises(ValueError, match="learning rate is zero before the run of"):
         dataclasses.replace(scratch(), agent=FQL(decay_updates=10))
     with pytest.raises(ValueError, match=r"Unknown dataset 'Line-v0'.*online, from scratch"):
         TrainConfig(environment="Line-v0")
@@ -250,13 +246,9 @@ def check_online(folder):
     check_folder(folder)
     if (folder / "config.json").exists():
         run = Run(folder)
-        like = Replay.empty(1, 3, 1).data
         for step in run.steps():
-            shapes = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((step, *x.shape[1:]), x.dtype),  # noqa: B023
-                like,
-            )
-            held = run.restore_collected(shapes, step=step)
+            held = run.restore_collected(Replay.empty(1, 3, 1).data, step=step)
+            assert len(held) == step
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
             assert int(run.load(step=step)[1].step) == max(0, step - 50)
 
@@ -279,7 +271,7 @@ def kill_and_resume(folder, times, num_steps):
             killed += 1
             checkpointing += bool(list(folder.glob("checkpoints/.*.partial")))
             check_online(folder)
-        out, err = begin(*COMMAND, num_steps, "--out", folder).communicate(timeout=600)
+        out, err = begin(*COMMAND, num_steps, "--out", folder).communicate()
     assert err == ""
     assert "done" in out
     check_online(folder)

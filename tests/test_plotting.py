@@ -14,14 +14,14 @@ from floq_eqx.plotting import compare, final_values, learning_curves
 from floq_eqx.training import OnlineConfig, Run
 from floq_eqx.training.loggers import CSVLogger
 
-from .runs import CUBE, small_agent, small_config
+from .runs import CUBE, FACTS, small_agent, small_config
 
 
 @pytest.fixture
 def runs(tmp_path):
     made = []
     for seed, success in enumerate([(0.0, 0.5), (0.2, 1.0)]):
-        run = Run.create(tmp_path / f"run{seed}", small_config("x.npz", seed=seed))
+        run = Run.create(tmp_path / f"run{seed}", small_config("x.npz", seed=seed), FACTS)
         for step, value in zip((10, 20), success, strict=True):
             row = {"step": step, "seconds": 1.0, "episodes": 20, "success": value}
             row |= {"success_std": 0.5, "returns": -200.0 * (1 - value), "returns_std": 2.0}
@@ -37,7 +37,7 @@ def make_run(tmp_path):
 
     def make(success, *, steps=None, columns=(), data="x.npz", **changes):
         folder = tmp_path / f"made{len(list(tmp_path.glob('made*')))}"
-        run = Run.create(folder, small_config(data, **changes))
+        run = Run.create(folder, small_config(data, **changes), FACTS)
         steps = range(10, 10 * len(success) + 1, 10) if steps is None else steps
         for step, value in zip(steps, success, strict=True):
             row = {"step": step, "seconds": step / 10 + run.config.seed, "episodes": 20}
@@ -88,7 +88,7 @@ def test_what_is_drawn(runs, tmp_path, drawn):
 
 
 def test_nothing_to_draw(runs, tmp_path):
-    empty = Run.create(tmp_path / "empty", small_config("x.npz"))
+    empty = Run.create(tmp_path / "empty", small_config("x.npz"), FACTS)
     with pytest.raises(ValueError, match=r"no evaluation yet in \S*empty\.$"):
         learning_curves([*runs, empty], tmp_path / "curve.png")
     with pytest.raises(ValueError, match="no evaluation yet in no run"):

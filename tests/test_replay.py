@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from hypothesis import strategies as st
 
-from floq_eqx.data import Batch, Replay, sample_mixture
+from floq_eqx.data import Batch, Collected, Replay, sample_mixture
 
 KEY = jax.random.key(0)
 DRAWS = 2000
@@ -166,10 +166,13 @@ def test_what_was_collected_restores_the_buffer(protect, offline, added):
     replay = fresh()
     for index in range(added):
         replay = replay.add(transitions(100 + index, 1))
-    assert len(replay.collected()) == fresh().num_collected(added)
-    assert equal(fresh().with_collected(replay.collected(), added), replay)
-    with pytest.raises(ValueError, match="collected transitions, got 0"):
-        fresh().with_collected(transitions(0, 0), added)
+    assert equal(fresh().with_collected(replay.collected()), replay)
+    newest = [*range(offline), *range(100, 100 + added)][-8:]
+    if protect:
+        newest = [*range(100, 100 + added)][-(8 - offline) :]
+    assert numbers(replay.collected().in_order()) == newest
+    with pytest.raises(ValueError, match="9 collected transitions do not fit"):
+        fresh().with_collected(Collected(transitions(0, 9), jnp.zeros((), jnp.int32)))
 
 
 def test_empty():

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
+from .._progress import progress_bar
 from .._types import Key, Number, Scalar
 from ..agents.base import check_sizes
 from ..data.transitions import Batch
@@ -298,10 +298,11 @@ def compare_solvers(
             value=np.asarray(reference.value),
             gradient=np.asarray(reference.gradient),
         )
-    rows = [
-        _row(configuration, arguments, reference, exact, repeats)
-        for configuration in tqdm(chosen, "solvers", disable=None if progress else True)
-    ]
+    rows: list[SolverRow] = []
+    with progress_bar("solver", total=len(chosen), show=progress) as show:
+        for configuration in chosen:
+            rows.append(_row(configuration, arguments, reference, exact, repeats))
+            show(len(rows))
     known = (
         math.nan
         if exact is None

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from .._progress import progress_bar
 from .ogbench import DatasetName, _make, finish, parse_name, unfinished, validation_path
 
 _Episode = dict[str, np.ndarray]
@@ -413,7 +413,7 @@ def collect_dataset(
     - `validation`: whether to also write `<stem>-val.npz`, with a tenth as many episodes (at
         least one); `ogbench.make_env_and_datasets` requires it.
     - `overwrite`: whether existing files may be replaced.
-    - `progress`: whether to show episodes, rate and remaining time, if stderr is a terminal.
+    - `progress`: whether to show episodes, rate and remaining time on standard error.
 
     **Returns:** the path of the training file. Files appear under their names only when complete,
     the validation file first, so a training file implies its validation file.
@@ -447,21 +447,16 @@ def collect_dataset(
     workers = min(num_workers or _available_cores(), len(tasks))
 
     splits: list[_Episode] = [{} for _ in paths]
-    bar = tqdm(
-        total=len(tasks),
-        desc=parsed.dataset,
-        unit="episode",
-        disable=None if progress else True,  # None: silent unless stderr is a terminal
-    )
-    with bar, contextlib.closing(_episodes(job, tasks, workers)) as episodes:
-        for (split, index), episode in episodes:
+    bar = progress_bar("episode", total=len(tasks), show=progress, name=parsed.dataset)
+    with bar as show, contextlib.closing(_episodes(job, tasks, workers)) as episodes:
+        for done, ((split, index), episode) in enumerate(episodes, 1):
             rows = slice(index * job.steps, (index + 1) * job.steps)
             for key, values in episode.items():
                 if key not in splits[split]:
                     shape = (counts[split] * job.steps, *values.shape[1:])
                     splits[split][key] = np.empty(shape, values.dtype)
                 splits[split][key][rows] = values
-            bar.update()
+            show(done)
 
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(unfinished(path)) for path in paths]

@@ -27,8 +27,8 @@ from typing import Any, BinaryIO, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from .._progress import progress_bar
 from .transitions import Batch, check_data
 
 DEFAULT_DIRECTORY = "~/.ogbench/data"
@@ -543,13 +543,8 @@ def _download(url: str, file: BinaryIO, *, timeout: float, progress: bool, advic
         announced = response.headers.get("Content-Length", "")
         total = int(announced) if announced.isdigit() else None
         received = 0
-        with tqdm(
-            total=total,
-            desc=url.rsplit("/", 1)[-1],
-            unit="B",
-            unit_scale=True,
-            disable=None if progress else True,  # None: silent unless stderr is a terminal
-        ) as bar:
+        name = url.rsplit("/", 1)[-1]
+        with progress_bar("B", total=total, show=progress, name=name, unit_scale=True) as show:
             while True:
                 with _network(url, advice):
                     chunk = response.read(1 << 20)
@@ -557,7 +552,7 @@ def _download(url: str, file: BinaryIO, *, timeout: float, progress: bool, advic
                     break
                 file.write(chunk)
                 received += len(chunk)
-                bar.update(len(chunk))
+                show(received)
     file.flush()
     # http.client takes a connection that closes early for the end of the file.
     if total is not None and received != total:

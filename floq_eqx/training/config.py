@@ -15,13 +15,14 @@ Keep: TypeAlias = Literal["last", "best", "all"]
 Rewards: TypeAlias = Literal["task", "file"]
 WarmupWith: TypeAlias = Literal["random", "policy"]
 
-# What may change when a run is resumed: what only watches, where its data lie (their content may
-# not), the decay of the learning rate, and the run that it started from once it has begun.
 CHANGEABLE = (
     *("log_every", "evaluate_every", "evaluation_episodes", "max_episode_steps"),
     *("checkpoint_every", "keep", "num_kept", "data", "collect_episodes", "decay_updates"),
     "online.start",
 )
+"""What may change when a run is resumed: what only watches, where its data lie (their content may
+not), the decay of the learning rate, and the run that it started from once it has begun.
+"""
 
 # What a setting is that is `None` by default.
 _OPTIONAL = {"data": "", "collect_episodes": 1, "success_timing": "", "warmup": 0, "start": ""}

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from .files import writing
 
-LOCK, HOLDER = ".lock", ".lock.holder"
+LOCK = ".lock"
+"""What is locked; it stays."""
+
+HOLDER = f"{LOCK}.holder"
+"""Says which process holds the lock."""
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._progress import progress_bar
 from .._types import Number
 from ..agents.base import OF_THE_DATA, Agent, State
 from ..data import Batch, Replay, collect_dataset, fingerprint, load_dataset, parse_name
@@ -24,7 +25,6 @@ from .lock import locked
 from .loggers import Logger, LoggerName, check_loggers, open_loggers
 from .loop import Progress, fit
 from .online import EnvironmentFaultError, OnlineProgress, fit_online
-from .progress import progress_bar
 from .run import Facts, Run, claim, write_config
 
 

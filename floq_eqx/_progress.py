@@ -12,22 +12,28 @@ _SECONDS = 60.0
 
 @contextlib.contextmanager
 def progress_bar(
-    unit: str, *, total: int, initial: int = 0, show: bool = True
+    unit: str,
+    *,
+    total: int | None,
+    initial: int = 0,
+    show: bool = True,
+    name: str | None = None,
+    **options: Any,
 ) -> Iterator[Callable[[int], None]]:
     """Shows how far work has come, its rate and the time that is left, on standard error.
 
     **Arguments:** `unit`: what is counted; `total`: how many there are; `initial`: how many are
-    done already; `show`: whether to show anything.
+    done already; `show`: whether to show anything; `name`: of the work; `options`: of tqdm's.
 
     **Returns:** what takes the number that is done.
     """
     if not show:
         yield lambda done: None
     elif _can_draw():
-        with _bar()(total=total, initial=initial, unit=unit) as bar:
+        with _bar()(total=total, initial=initial, unit=unit, desc=name, **options) as bar:
             yield lambda done: bar.update(done - bar.n)
     else:
-        yield _lines(unit, total, initial)
+        yield _lines(f"{name}: {unit}" if name else unit, total, initial)
 
 
 def _can_draw() -> bool:
@@ -44,7 +50,7 @@ def _bar() -> Any:
     return tqdm
 
 
-def _lines(unit: str, total: int, initial: int) -> Callable[[int], None]:
+def _lines(unit: str, total: int | None, initial: int) -> Callable[[int], None]:
     """Lines at least a minute and a hundredth of the work apart, for logs that stay short."""
     from tqdm import tqdm
 
@@ -54,13 +60,15 @@ def _lines(unit: str, total: int, initial: int) -> Callable[[int], None]:
     def show(done: int) -> None:
         nonlocal last, shown
         now = time.monotonic()
-        if now - last < _SECONDS or (done - shown) * 100 < total:
+        if now - last < _SECONDS or (done - shown) * 100 < (total or 0):
             return
         last, shown = now, done
         rate = (done - initial) / (now - began)
-        left = tqdm.format_interval((total - done) / rate)
-        with contextlib.suppress(OSError, ValueError):  # Nobody may be reading any more.
+        line = f"{unit} {done}, {rate:.3g} a second"
+        if total is not None:
+            left = tqdm.format_interval((total - done) / rate)
             line = f"{unit} {done} of {total}, {rate:.3g} a second, {left} left"
+        with contextlib.suppress(OSError, ValueError):  # Nobody may be reading any more.
             print(line, file=sys.stderr, flush=True)
 
     return show
