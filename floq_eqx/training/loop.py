@@ -84,7 +84,11 @@ def train_seeds(
 
     **Arguments:** as there, but `states` and `keys` have a leading axis of seeds; make the states
     with `eqx.filter_vmap(lambda key: agent.init(..., key=key))(keys)`.
+
+    **Raises:** as there.
     """
+    if not isinstance(states.step, jax.core.Tracer):
+        agent.check_decay(states, num_updates)
 
     def train(state: State, key: Key) -> tuple[State, dict[str, Float[Array, "steps"]]]:
         return train_steps(
