@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
+from ._explicit import ScannedStages, is_explicit, with_scanned_stages
 from ._types import FloatLike
 
 # What an implicit solver holds where it will use the step size controller's tolerances.
@@ -39,8 +40,8 @@ class FlowPath(eqx.Module):
 
     **Attributes:**
 
-    - `time`: the times, increasing from 0 to 1.
-    - `value`: the values at these times, each of the shape of `x0`.
+    - `time`: the times, increasing from 0 to 1, in at least float32.
+    - `value`: the values at these times, each of the shape and dtype of `x0`.
     """
 
     time: Float[Array, "*independent times"]
@@ -100,11 +101,12 @@ def _cost(solver: diffrax.AbstractSolver) -> _Cost | None:
         # One full step and the first half-step start where the last step ended, the second
         # half-step where the first one did.
         return inner and inner._replace(step=3 * inner.step, restart=2 * inner.restart)
-    if isinstance(solver, diffrax.AbstractERK) and step is diffrax.AbstractERK.step:
-        tableau = solver.tableau
-        if isinstance(tableau, diffrax.ButcherTableau) and not tableau.implicit:
-            reused = int(tableau.fsal)
-            return _Cost(0, tableau.num_stages - reused, reused, True)
+    if isinstance(solver, ScannedStages):
+        reused = int(solver.tableau.fsal)
+        return _Cost(reused, solver.tableau.num_stages - reused, 0, False)
+    if is_explicit(solver):
+        reused = int(solver.tableau.fsal)
+        return _Cost(0, solver.tableau.num_stages - reused, reused, True)
     return None
 
 
@@ -146,13 +148,43 @@ class _CountingController(diffrax.AbstractStepSizeController):
         return keep_step, t_prev, t_next, made_jump, (inner, count, afresh), result
 
 
+class _EqualSteps(diffrax.AbstractStepSizeController):
+    """The times k / K, from a table: sums of a rounded step would be others, or more of them."""
+
+    num_steps: int = eqx.field(static=True)
+
+    def wrap(self, direction):
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        times = t0 + (t1 - t0) * jnp.asarray(_fractions(self.num_steps), t0.dtype)
+        return times[1], (times, jnp.asarray(1, jnp.int32))
+
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
+        times, count = controller_state
+        # Past the end this is the end again.
+        unrejected = diffrax.RESULTS.successful
+        return True, t1, times[count + 1], False, (times, count + 1), unrejected
+
+
+def _fractions(num_steps):
+    return np.arange(num_steps + 1) / num_steps
+
+
 class _VectorField(eqx.Module):
-    """A velocity in the form that Diffrax takes; a module, so that its adjoints see inside."""
+    """A velocity in the form that Diffrax takes; a module, so that its adjoints see inside.
+
+    It takes times and values in the dtype of x0, which may have fewer digits than the solve.
+    """
 
     velocity: Callable
+    dtype: Any = eqx.field(static=True)
 
     def __call__(self, t, x, args):
-        return self.velocity(t, x, *(args or ()))
+        v = self.velocity(t.astype(self.dtype), x.astype(self.dtype), *(args or ()))
+        return v.astype(x.dtype)
 
 
 def _scan(terms, solver, cost, x0, args, num_steps, save_path):
@@ -161,7 +193,7 @@ def _scan(terms, solver, cost, x0, args, num_steps, save_path):
     Without step size control a solve is a loop over these, and `lax.scan` keeps what the
     backward pass needs. Diffrax's loop would compute each step again there.
     """
-    times = jnp.asarray(np.arange(num_steps + 1) / num_steps, x0.dtype)
+    times = jnp.asarray(_fractions(num_steps), x0.dtype)
     state = solver.init(terms, times[0], times[1], x0, args)
     state, static = eqx.partition(jax.tree.map(_as_array, state), eqx.is_array)
 
@@ -191,10 +223,9 @@ def _diffeqsolve(
 ):
     """Adaptive steps, or equal ones with one of Diffrax's adjoints."""
     if controller is None:
-        stepper, dt0, max_steps = diffrax.ConstantStepSize(), 1 / num_steps, num_steps
+        stepper, max_steps = _EqualSteps(num_steps), num_steps
     else:
-        # Without `dt0` the controller chooses the first step.
-        stepper, dt0 = controller, None
+        stepper = controller
         if cost is not None:
             stepper = _CountingController(controller, cost)
     saved: Any = diffrax.SubSaveAt(t1=True)
@@ -206,7 +237,7 @@ def _diffeqsolve(
         # In the dtype of x0: Diffrax would promote x0 to that of the times.
         t0=jnp.zeros((), x0.dtype),
         t1=jnp.ones((), x0.dtype),
-        dt0=None if dt0 is None else jnp.asarray(dt0, x0.dtype),
+        dt0=None,  # the controller chooses the first step
         y0=x0,
         args=args or None,  # BacksolveAdjoint fails on an empty tuple
         saveat=diffrax.SaveAt(subs=saved, controller_state=True),
@@ -233,16 +264,24 @@ def _diffeqsolve(
 
 @eqx.filter_jit
 def _solve(velocity, x0, args, solver, num_steps, controller, max_steps, save_path, adjoint):
-    _check_velocity(velocity, x0, args)
-    terms, cost = diffrax.ODETerm(_VectorField(velocity)), _cost(solver)
+    dtype = x0.dtype
+    x0 = _varying_as(_check_velocity(velocity, x0, args), x0)
+    # In half precision times k / K collide, and Diffrax takes the last tenths for rounding errors.
+    x0 = x0.astype(jnp.float32) if jnp.finfo(dtype).bits < 32 else x0
+    terms = diffrax.ODETerm(_VectorField(velocity, dtype))
     if controller is None and adjoint is None:
-        solved = _scan(terms, solver, cost, x0, args, num_steps, save_path)
+        solver = with_scanned_stages(solver)
+        solved = _scan(terms, solver, _cost(solver), x0, args, num_steps, save_path)
     else:
+        cost = _cost(solver)
         solved = _diffeqsolve(
             terms, solver, cost, x0, args, num_steps, controller, max_steps, save_path, adjoint
         )
     result: Any
     value, num_steps, num_evaluations, result, path = solved
+    value = value.astype(dtype)
+    if path is not None:
+        path = FlowPath(path.time, path.value.astype(dtype))
     finite = jnp.isfinite(value).all()
     return FlowSolution(
         value=value,
@@ -309,7 +348,7 @@ def _check_stepping(solver: diffrax.AbstractSolver, controller: Any) -> None:
         )
 
 
-def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> None:
+def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> jax.ShapeDtypeStruct:
     time = jax.ShapeDtypeStruct((), x0.dtype)
     got = eqx.filter_eval_shape(velocity, time, x0, *args)
     if not isinstance(got, jax.ShapeDtypeStruct):
@@ -323,6 +362,23 @@ def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> None:
             f"`x0`, {x0.dtype}{list(x0.shape)}. It is called with a scalar time and all of `x0` "
             "(with `independent=True`, one element of it): vmap a field of one example first."
         )
+    return got
+
+
+def _varying_as(velocity: jax.ShapeDtypeStruct, x0: Array) -> Array:
+    """In `shard_map`, x0 over the axes that its velocity varies over, as after a step."""
+    axes = tuple(_varying_axes(velocity) - _varying_axes(jax.typeof(x0)))
+    if not axes:
+        return x0
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x0, axes, to="varying")
+    return jax.lax.pvary(x0, axes)
+
+
+def _varying_axes(of: Any) -> frozenset:
+    # JAX 0.10 has the one, those before it the other or none.
+    axes = getattr(getattr(of, "manual_axis_type", None), "varying", None)
+    return axes or getattr(of, "vma", None) or frozenset()
 
 
 def _check_batch(x0: Array, args: tuple) -> None:
