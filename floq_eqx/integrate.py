@@ -88,7 +88,7 @@ class _Cost(NamedTuple):
         return self.init + self.step * num_steps + self.restart * self.starts_afresh
 
 
-def _cost(solver: diffrax.AbstractSolver) -> _Cost | None:
+def _cost(solver: Any) -> _Cost | None:
     """The cost of a solver's steps, or None if that is not known before the solve."""
     # A subclass that brings its own `step` may do anything in it.
     step = type(solver).step
@@ -348,6 +348,16 @@ def _check_stepping(solver: diffrax.AbstractSolver, controller: Any) -> None:
         )
 
 
+def _check_clipping(x0: Array, num_steps: int) -> None:
+    # Diffrax joins what ends within 100 ulp of t = 1 to it.
+    most = int(1 / (64 * jnp.finfo(jnp.result_type(x0.dtype, jnp.float32)).eps))
+    if num_steps > most:
+        raise ValueError(
+            f"`num_steps` is {num_steps}; with an `adjoint` Diffrax makes at most {most} equal "
+            f"steps in {x0.dtype}, and would make fewer. Leave `adjoint` `None`, or use float64."
+        )
+
+
 def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> jax.ShapeDtypeStruct:
     time = jax.ShapeDtypeStruct((), x0.dtype)
     got = eqx.filter_eval_shape(velocity, time, x0, *args)
@@ -449,11 +459,14 @@ def solve_flow(
     **Arguments:**
 
     - `velocity`: the field, called as `velocity(t, x, *args)` with a scalar `t` and an `x` of
-        the shape of `x0`; it returns an array of that shape and dtype. If `x0` is a batch, it
-        takes the whole batch. A module's arrays are arguments of the compiled solve. Outside
+        the shape of `x0`, both in its dtype; it returns an array of that shape and dtype. If
+        `x0` is a batch, it takes the whole batch. A module's arrays are arguments of the compiled solve. Outside
         `jit`, pass a module or a function that is defined once: a new lambda in every call
         compiles in every call.
-    - `x0`: the value at t = 0: floats, of any shape. Times are computed in its dtype.
+    - `x0`: the value at t = 0: floats, of any shape. Times and values are kept in its dtype, but
+        in float32 if that is half precision: then they are rounded for each call of `velocity`,
+        and the value and the path at the end. A tolerance below what the velocity resolves
+        is not met.
     - `*args`: further arguments of the field: any PyTrees.
     - `solver`: any Diffrax solver of ordinary differential equations.
     - `num_steps`: K, the number of equal steps. Not used with a `stepsize_controller`.
@@ -470,16 +483,26 @@ def solve_flow(
         of the errors of the whole batch.
     - `save_path`: whether to return the value at every step. An adaptive solve then allocates
         `max_steps + 1` values.
-    - `adjoint`: how to differentiate. `None` is for reverse mode: with fixed steps it evaluates
-        the field no more than the forward pass and stores its intermediates, as `jax.lax.scan`
-        does; with adaptive ones it is `diffrax.RecursiveCheckpointAdjoint()`. With fixed steps
-        `diffrax.RecursiveCheckpointAdjoint(checkpoints=num_steps)` stores only states, about
-        `1 / num_steps` of the memory, and evaluates the field once more on the way back; where
-        memory is slow, as on a CPU, that can be the faster one. For forward mode (`jax.jvp`)
-        pass `diffrax.ForwardMode()`; Euler with fixed steps does not need it.
+    - `adjoint`: how to differentiate. `None` with fixed steps is for reverse and forward mode and,
+        with explicit solvers, for derivatives of any order. Euler then evaluates the field no
+        more than the forward pass and stores its intermediates, as `jax.lax.scan` does; solvers
+        of several stages store the stages' values and evaluate the field once more on the way
+        back. With adaptive steps `None` is `diffrax.RecursiveCheckpointAdjoint()`, which is for
+        one reverse pass; pass `diffrax.ForwardMode()` for forward mode (`jax.jvp`), or
+        `diffrax.DirectAdjoint()` for second derivatives.
+        With fixed steps `diffrax.RecursiveCheckpointAdjoint(checkpoints=num_steps)` stores only
+        states, about `1 / num_steps` of Euler's memory, and evaluates the field once more on the
+        way back; where memory is slow, as on a CPU, that can be the faster one.
     - `throw`: whether a solve that failed raises. It does so outside of JAX's transformations
         only, and waits for the solve to finish. Inside `jit` and `vmap` there is no check, so
         that no compiled update calls back to the host: look at `result`.
+
+    !!! note "In `jax.shard_map`"
+
+        Fixed steps of explicit solvers with `adjoint=None` work in `jax.shard_map`, also under
+        `grad`. Diffrax's own loop, which adaptive steps, implicit solvers and an `adjoint` need,
+        takes `check_vma=False`, and there only `diffrax.DirectAdjoint()` is differentiable. An
+        adaptive controller sees, and adapts to, the elements of its own device alone.
 
     **Returns:**
 
@@ -490,7 +513,7 @@ def solve_flow(
     - `TypeError`, `ValueError`: for an argument that cannot be right: not a solver or not one of
         ordinary differential equations, an adaptive controller with a solver that makes no
         error estimate, an implicit solver with no tolerance, a number of steps below 1, an `x0`
-        that is not floating point, a field that returns another shape or dtype, `args` that do
+        that is not floating point, more steps than an `adjoint` can make, a field that returns another shape or dtype, `args` that do
         not match `x0` with `independent=True`.
     - `RuntimeError`: with `throw=True` and outside of JAX's transformations, if the step limit
         was reached, the value is not finite, or an implicit step did not converge.
@@ -507,6 +530,9 @@ def solve_flow(
         )
     # With the dtype named, a Python number becomes a strongly typed array.
     x0 = jnp.asarray(x0, dtype)
+
+    if stepsize_controller is None and adjoint is not None:
+        _check_clipping(x0, num_steps)
 
     def solve(x0, args):
         return _solve(
