@@ -267,7 +267,7 @@ def _solve(velocity, x0, args, solver, num_steps, controller, max_steps, save_pa
     dtype = x0.dtype
     x0 = _varying_as(_check_velocity(velocity, x0, args), x0)
     # In half precision times k / K collide, and Diffrax takes the last tenths for rounding errors.
-    x0 = x0.astype(jnp.float32) if jnp.finfo(dtype).bits < 32 else x0
+    x0 = x0.astype(_at_least_float32(dtype))
     terms = diffrax.ODETerm(_VectorField(velocity, dtype))
     if controller is None and adjoint is None:
         solver = with_scanned_stages(solver)
@@ -350,12 +350,17 @@ def _check_stepping(solver: diffrax.AbstractSolver, controller: Any) -> None:
 
 def _check_clipping(x0: Array, num_steps: int) -> None:
     # Diffrax joins what ends within 100 ulp of t = 1 to it.
-    most = int(1 / (64 * jnp.finfo(jnp.result_type(x0.dtype, jnp.float32)).eps))
+    dtype = _at_least_float32(x0.dtype)
+    most = int(1 / (64 * jnp.finfo(dtype).eps))
     if num_steps > most:
         raise ValueError(
             f"`num_steps` is {num_steps}; with an `adjoint` Diffrax makes at most {most} equal "
-            f"steps in {x0.dtype}, and would make fewer. Leave `adjoint` `None`, or use float64."
+            f"steps in {dtype}, and would make fewer. Leave `adjoint` `None`, or use float64."
         )
+
+
+def _at_least_float32(dtype: Any) -> np.dtype:
+    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else np.dtype(dtype)
 
 
 def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> jax.ShapeDtypeStruct:
