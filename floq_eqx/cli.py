@@ -627,8 +627,8 @@ def _dataclass_like(
     """A dataclass for tyro with the fields of `kind`, the values of `defaults` as its defaults, and
     `None` where `ask` says that there is none.
 
-    Scalar arrays become floats, solvers and adjoints their names, which a command line can give; a network
-    has its kind, and the options of the kind that the default is of.
+    Scalar arrays become floats, solvers and adjoints their names, which a command line can give; a
+    network has its kind, and the options of the kind that the default is of.
     """
     documented = _documented(kind)
     hints = typing.get_type_hints(kind)

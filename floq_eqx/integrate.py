@@ -465,9 +465,9 @@ def solve_flow(
 
     - `velocity`: the field, called as `velocity(t, x, *args)` with a scalar `t` and an `x` of
         the shape of `x0`, both in its dtype; it returns an array of that shape and dtype. If
-        `x0` is a batch, it takes the whole batch. A module's arrays are arguments of the compiled solve. Outside
-        `jit`, pass a module or a function that is defined once: a new lambda in every call
-        compiles in every call.
+        `x0` is a batch, it takes the whole batch. A module's arrays are arguments of the
+        compiled solve. Outside `jit`, pass a module or a function that is defined once: a new
+        lambda in every call compiles in every call.
     - `x0`: the value at t = 0: floats, of any shape. Times and values are kept in its dtype, but
         in float32 if that is half precision: then they are rounded for each call of `velocity`,
         and the value and the path at the end. A tolerance below what the velocity resolves
@@ -517,9 +517,9 @@ def solve_flow(
 
     - `TypeError`, `ValueError`: for an argument that cannot be right: not a solver or not one of
         ordinary differential equations, an adaptive controller with a solver that makes no
-        error estimate, an implicit solver with no tolerance, a number of steps below 1, an `x0`
-        that is not floating point, more steps than an `adjoint` can make, a field that returns another shape or dtype, `args` that do
-        not match `x0` with `independent=True`.
+        error estimate, an implicit solver with no tolerance, a number of steps below 1 or above
+        what an `adjoint` can make, an `x0` that is not floating point, a field that returns
+        another shape or dtype, `args` that do not match `x0` with `independent=True`.
     - `RuntimeError`: with `throw=True` and outside of JAX's transformations, if the step limit
         was reached, the value is not finite, or an implicit step did not converge.
     """

@@ -118,8 +118,8 @@ def to_plain(agent: Agent) -> dict[str, Any]:
 def from_plain(name: str, hyperparameters: dict[str, Any]) -> Agent:
     """The agent `name` with these hyperparameters; what is absent keeps its default.
 
-    **Raises:** `ValueError` for an unknown agent, solver, adjoint or hyperparameter, with the nearest
-    names, and for values that the agent refuses.
+    **Raises:** `ValueError` for an unknown agent, solver, adjoint or hyperparameter, with the
+    nearest names, and for values that the agent refuses.
     """
     if name not in AGENTS:
         raise nearest("agent", name, AGENTS)
