@@ -36,6 +36,13 @@ def with_scanned_stages(solver: Any) -> Any:
     return solver
 
 
+def is_scanned(solver: Any) -> bool:
+    """Whether `with_scanned_stages` made it."""
+    if isinstance(solver, diffrax.HalfSolver):
+        return is_scanned(solver.solver)
+    return isinstance(solver, ScannedStages)
+
+
 class ScannedStages(eqx.Module):
     """The steps of an explicit tableau, with the `init` and `step` of a Diffrax solver.
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
-from ._explicit import ScannedStages, is_explicit, with_scanned_stages
+from ._explicit import ScannedStages, is_explicit, is_scanned, with_scanned_stages
 from ._types import FloatLike
 
 # What an implicit solver holds where it will use the step size controller's tolerances.
@@ -100,7 +100,10 @@ def _cost(solver: Any) -> _Cost | None:
         inner = _cost(solver.solver)
         # One full step and the first half-step start where the last step ended, the second
         # half-step where the first one did.
-        return inner and inner._replace(step=3 * inner.step, restart=2 * inner.restart)
+        # With fixed steps nothing needs the full one, and a scan of which nothing is needed is
+        # not run.
+        count = 2 if is_scanned(solver.solver) else 3
+        return inner and inner._replace(step=count * inner.step, restart=2 * inner.restart)
     if isinstance(solver, ScannedStages):
         reused = int(solver.tableau.fsal)
         return _Cost(reused, solver.tableau.num_stages - reused, 0, False)
