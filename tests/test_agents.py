@@ -1,6 +1,7 @@
 """Contracts that every agent of the registry keeps, and what is particular to floq."""
 
 import dataclasses
+import json
 
 import diffrax
 import equinox as eqx
@@ -10,12 +11,21 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from floq_eqx.agents import AGENTS, FQL, Floq, FlowPolicyAgent, average
+from floq_eqx.agents import (
+    ADJOINTS,
+    AGENTS,
+    FQL,
+    Floq,
+    FlowPolicyAgent,
+    average,
+    from_plain,
+    to_plain,
+)
 from floq_eqx.critics import member_values
 from floq_eqx.data import Batch
 from floq_eqx.networks import MLPConfig, ResidualConfig
 from floq_eqx.paths import linear_path
-from floq_eqx.training import train_steps
+from floq_eqx.training import TrainConfig, train_steps
 from floq_eqx.training.loop import with_arrays
 from floq_eqx.velocity import ValueVelocity, member_velocities
 
@@ -426,6 +436,42 @@ class TestFloq:
         state, noise = start(agent)
         _, metrics = eqx.filter_jit(agent.update)(state, BATCH, noise)
         assert jnp.isfinite(metrics["loss"])
+
+    @pytest.mark.parametrize("adjoint", ADJOINTS)
+    def test_every_adjoint_differentiates_the_integral(self, adjoint):
+        def gradient(adjoint):
+            agent = small("floq", adjoint=adjoint, extraction="integral", num_steps=16)
+            state, noise = start(agent)
+            loss = eqx.filter_jit(lambda params: loss_of(agent, state, noise, params)[0])
+            policy = eqx.filter_grad(loss)(state.params).policy
+            return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(policy)])
+
+        expected = gradient(None)
+        # Backwards in time Euler's steps are others, so that this adjoint only approximates.
+        rtol = 0.1 if adjoint == "backsolveadjoint" else 1e-4
+        error = np.linalg.norm(gradient(ADJOINTS[adjoint]()) - expected)
+        assert error < rtol * np.linalg.norm(expected)
+
+    @pytest.mark.parametrize("adjoint", ADJOINTS)
+    def test_an_adjoint_by_name(self, adjoint):
+        plain = json.loads(json.dumps(to_plain(Floq(adjoint=ADJOINTS[adjoint]()))))
+        assert plain["adjoint"] == adjoint
+        assert type(from_plain("floq", plain).adjoint) is ADJOINTS[adjoint]
+        config = TrainConfig(agent=Floq(adjoint=ADJOINTS[adjoint]()))
+        assert eqx.tree_equal(TrainConfig.from_plain(config.to_plain()).agent, config.agent)
+
+    def test_a_configuration_from_before_there_were_adjoints(self):
+        plain = TrainConfig(agent=Floq()).to_plain()
+        assert plain["hyperparameters"].pop("adjoint") is None
+        assert eqx.tree_equal(TrainConfig.from_plain(plain).agent, Floq())
+
+    def test_an_adjoint_that_a_configuration_can_not_hold(self):
+        with pytest.raises(ValueError, match="options.*'recursivecheckpointadjoint'"):
+            to_plain(Floq(adjoint=diffrax.RecursiveCheckpointAdjoint(checkpoints=4)))
+        with pytest.raises(ValueError, match="Unknown adjoint 'forwardmode'"):
+            to_plain(Floq(adjoint=diffrax.ForwardMode()))
+        with pytest.raises(ValueError, match="'direct'.*directadjoint"):
+            from_plain("floq", {"adjoint": "direct"})
 
     def test_best_of_candidates(self):
         agent, one = small("floq", num_candidates=64), small("floq")

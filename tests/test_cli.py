@@ -252,6 +252,8 @@ def test_where_a_run_goes(capsys, monkeypatch, tmp_path):
         raise ValueError("enough")
 
     monkeypatch.setattr(cli, "train", train)
+    floq(capsys, "train", "--adjoint", "directadjoint")
+    assert type(seen.pop()[0].agent.adjoint).__name__ == "DirectAdjoint"
     floq(capsys, "train", "--agent=fql", "--seed", "3", "--alpha", "7", "--normalise-q")
     config, folder = seen[0]
     assert str(folder) == "runs/cube-single-play-singletask-task1-fql-laptop-seed3"
