@@ -442,8 +442,8 @@ class TestFloq:
         def gradient(adjoint):
             agent = small("floq", adjoint=adjoint, extraction="integral", num_steps=16)
             state, noise = start(agent)
-            loss = eqx.filter_jit(lambda params: loss_of(agent, state, noise, params)[0])
-            policy = eqx.filter_grad(loss)(state.params).policy
+            loss = lambda params: agent.loss(params, state.targets, BATCH, noise)[0]  # noqa: E731
+            policy = eqx.filter_jit(eqx.filter_grad(loss))(state.params).policy
             return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(policy)])
 
         expected = gradient(None)
@@ -466,11 +466,11 @@ class TestFloq:
         assert eqx.tree_equal(TrainConfig.from_plain(plain).agent, Floq())
 
     def test_an_adjoint_that_a_configuration_can_not_hold(self):
-        with pytest.raises(ValueError, match="options.*'recursivecheckpointadjoint'"):
+        with pytest.raises(ValueError, match=r"options.*'recursivecheckpointadjoint'"):
             to_plain(Floq(adjoint=diffrax.RecursiveCheckpointAdjoint(checkpoints=4)))
         with pytest.raises(ValueError, match="Unknown adjoint 'forwardmode'"):
             to_plain(Floq(adjoint=diffrax.ForwardMode()))
-        with pytest.raises(ValueError, match="'direct'.*directadjoint"):
+        with pytest.raises(ValueError, match=r"'direct'.*directadjoint"):
             from_plain("floq", {"adjoint": "direct"})
 
     def test_best_of_candidates(self):
