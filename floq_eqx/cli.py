@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise nearest("command", arguments[0], commands)
         with warnings.catch_warnings(), stopping():
             warnings.showwarning = _note
+            if arguments[0] not in ("collect", "plot") and not {"-h", "--help"} & set(arguments):
+                _check_device()
             commands[arguments[0]](arguments[1:])
     except KeyboardInterrupt as interrupt:
         text = str(interrupt) or "interrupted"
@@ -77,6 +79,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"floq: error: {text}", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_device() -> None:
+    """Raises a `RuntimeError` for a platform that JAX was told to use and cannot."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # An assertion without a text, where a plugin is missing.
+        raise RuntimeError(
+            f"JAX cannot start on JAX_PLATFORMS={jax.config.jax_platforms}: "
+            f"{str(error) or 'there is no such device, or its plugin is not installed'}. "
+            "JAX_PLATFORMS=cpu runs on the CPU; for NVIDIA's GPUs, pip install 'jax[cuda13]'."
+        ) from error
 
 
 def _note(message: Warning | str, *_: Any) -> None:

@@ -159,6 +159,19 @@ def test_negative_numbers(capsys, monkeypatch, number):
     assert [config.agent.reward_min for config in seen] == [float(number)] * 2
 
 
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there(tmp_path, platform):
+    done = subprocess.run(
+        [sys.executable, "-m", "floq_eqx", "train", "--out", str(tmp_path / "run")],
+        env=os.environ | {"JAX_PLATFORMS": platform, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert done.stderr.startswith(f"floq: error: JAX cannot start on JAX_PLATFORMS={platform}: ")
+    assert names(tmp_path) == []
+
+
 class Drawn(gymnasium.Env):
     """An environment with an argument, which its rewards show."""
 
