@@ -19,7 +19,7 @@ import tyro
 
 from ._types import FloatLike, Number
 from .agents.base import OF_THE_DATA, Agent, check_sizes
-from .agents.registry import AGENTS, NETWORKS, SOLVERS, from_plain, nearest, to_plain
+from .agents.registry import AGENTS, NAMED, NETWORKS, SOLVERS, from_plain, nearest, to_plain
 from .networks import MLPConfig, NetworkConfig
 from .training import Interrupted, OnlineConfig, Run, TrainConfig, finetune, stopping, train
 from .training.config import Keep
@@ -650,8 +650,8 @@ def _dataclass_like(
     """A dataclass for tyro with the fields of `kind`, the values of `defaults` as its defaults, and
     `None` where `ask` says that there is none.
 
-    Scalar arrays become floats and solvers their names, which a command line can give; a network
-    has its kind, and the options of the kind that the default is of.
+    Scalar arrays become floats, solvers and adjoints their names, which a command line can give; a
+    network has its kind, and the options of the kind that the default is of.
     """
     documented = _documented(kind)
     hints = typing.get_type_hints(kind)
@@ -669,8 +669,9 @@ def _dataclass_like(
             hint, default = float, float(default)
             if f.name in ask:
                 hint, default = float | None, None
-        elif f.name == "solver":
-            hint, default = Literal[tuple(SOLVERS)], to_plain(defaults)["solver"]
+        elif f.name in NAMED:
+            hint, optional = Literal[tuple(NAMED[f.name])], f.default is None
+            hint, default = hint | None if optional else hint, to_plain(defaults)[f.name]
         elif isinstance(default, NetworkConfig):
             hint = _dataclass_like(type(default), default, skip=())
             default = hint()
@@ -710,8 +711,9 @@ def _rebuilt(agent: Agent, options: dict[str, Any]) -> Agent:
         if isinstance(getattr(agent, name), NetworkConfig):
             options = _shallow(value)
             values[name] = NETWORKS[options.pop("kind")](**options)
-    if "solver" in values:
-        values["solver"] = SOLVERS[values["solver"]]()
+    for name in NAMED.keys() & values.keys():
+        if values[name] is not None:
+            values[name] = NAMED[name][values[name]]()
     return dataclasses.replace(agent, **values)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
+from ._explicit import ScannedStages, is_explicit, with_scanned_stages
 from ._types import FloatLike
 
 # What an implicit solver holds where it will use the step size controller's tolerances.
@@ -39,8 +40,8 @@ class FlowPath(eqx.Module):
 
     **Attributes:**
 
-    - `time`: the times, increasing from 0 to 1.
-    - `value`: the values at these times, each of the shape of `x0`.
+    - `time`: the times, increasing from 0 to 1, in at least float32.
+    - `value`: the values at these times, each of the shape and dtype of `x0`.
     """
 
     time: Float[Array, "*independent times"]
@@ -87,7 +88,7 @@ class _Cost(NamedTuple):
         return self.init + self.step * num_steps + self.restart * self.starts_afresh
 
 
-def _cost(solver: diffrax.AbstractSolver) -> _Cost | None:
+def _cost(solver: Any) -> _Cost | None:
     """The cost of a solver's steps, or None if that is not known before the solve."""
     # A subclass that brings its own `step` may do anything in it.
     step = type(solver).step
@@ -100,11 +101,12 @@ def _cost(solver: diffrax.AbstractSolver) -> _Cost | None:
         # One full step and the first half-step start where the last step ended, the second
         # half-step where the first one did.
         return inner and inner._replace(step=3 * inner.step, restart=2 * inner.restart)
-    if isinstance(solver, diffrax.AbstractERK) and step is diffrax.AbstractERK.step:
-        tableau = solver.tableau
-        if isinstance(tableau, diffrax.ButcherTableau) and not tableau.implicit:
-            reused = int(tableau.fsal)
-            return _Cost(0, tableau.num_stages - reused, reused, True)
+    if isinstance(solver, ScannedStages):
+        reused = int(solver.tableau.fsal)
+        return _Cost(reused, solver.tableau.num_stages - reused, 0, False)
+    if is_explicit(solver):
+        reused = int(solver.tableau.fsal)
+        return _Cost(0, solver.tableau.num_stages - reused, reused, True)
     return None
 
 
@@ -146,13 +148,43 @@ class _CountingController(diffrax.AbstractStepSizeController):
         return keep_step, t_prev, t_next, made_jump, (inner, count, afresh), result
 
 
+class _EqualSteps(diffrax.AbstractStepSizeController):
+    """The times k / K, from a table: sums of a rounded step would be others, or more of them."""
+
+    num_steps: int = eqx.field(static=True)
+
+    def wrap(self, direction):
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        times = t0 + (t1 - t0) * jnp.asarray(_fractions(self.num_steps), t0.dtype)
+        return times[1], (times, jnp.asarray(1, jnp.int32))
+
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
+        times, count = controller_state
+        # Past the end this is the end again.
+        unrejected = diffrax.RESULTS.successful
+        return True, t1, times[count + 1], False, (times, count + 1), unrejected
+
+
+def _fractions(num_steps):
+    return np.arange(num_steps + 1) / num_steps
+
+
 class _VectorField(eqx.Module):
-    """A velocity in the form that Diffrax takes; a module, so that its adjoints see inside."""
+    """A velocity in the form that Diffrax takes; a module, so that its adjoints see inside.
+
+    It takes times and values in the dtype of x0, which may have fewer digits than the solve.
+    """
 
     velocity: Callable
+    dtype: Any = eqx.field(static=True)
 
     def __call__(self, t, x, args):
-        return self.velocity(t, x, *(args or ()))
+        v = self.velocity(t.astype(self.dtype), x.astype(self.dtype), *(args or ()))
+        return v.astype(x.dtype)
 
 
 def _scan(terms, solver, cost, x0, args, num_steps, save_path):
@@ -161,7 +193,7 @@ def _scan(terms, solver, cost, x0, args, num_steps, save_path):
     Without step size control a solve is a loop over these, and `lax.scan` keeps what the
     backward pass needs. Diffrax's loop would compute each step again there.
     """
-    times = jnp.asarray(np.arange(num_steps + 1) / num_steps, x0.dtype)
+    times = jnp.asarray(_fractions(num_steps), x0.dtype)
     state = solver.init(terms, times[0], times[1], x0, args)
     state, static = eqx.partition(jax.tree.map(_as_array, state), eqx.is_array)
 
@@ -191,10 +223,9 @@ def _diffeqsolve(
 ):
     """Adaptive steps, or equal ones with one of Diffrax's adjoints."""
     if controller is None:
-        stepper, dt0, max_steps = diffrax.ConstantStepSize(), 1 / num_steps, num_steps
+        stepper, max_steps = _EqualSteps(num_steps), num_steps
     else:
-        # Without `dt0` the controller chooses the first step.
-        stepper, dt0 = controller, None
+        stepper = controller
         if cost is not None:
             stepper = _CountingController(controller, cost)
     saved: Any = diffrax.SubSaveAt(t1=True)
@@ -206,7 +237,7 @@ def _diffeqsolve(
         # In the dtype of x0: Diffrax would promote x0 to that of the times.
         t0=jnp.zeros((), x0.dtype),
         t1=jnp.ones((), x0.dtype),
-        dt0=None if dt0 is None else jnp.asarray(dt0, x0.dtype),
+        dt0=None,  # the controller chooses the first step
         y0=x0,
         args=args or None,  # BacksolveAdjoint fails on an empty tuple
         saveat=diffrax.SaveAt(subs=saved, controller_state=True),
@@ -233,16 +264,24 @@ def _diffeqsolve(
 
 @eqx.filter_jit
 def _solve(velocity, x0, args, solver, num_steps, controller, max_steps, save_path, adjoint):
-    _check_velocity(velocity, x0, args)
-    terms, cost = diffrax.ODETerm(_VectorField(velocity)), _cost(solver)
+    dtype = x0.dtype
+    x0 = _varying_as(_check_velocity(velocity, x0, args), x0)
+    # In half precision times k / K collide, and Diffrax takes the last tenths for rounding errors.
+    x0 = x0.astype(_at_least_float32(dtype))
+    terms = diffrax.ODETerm(_VectorField(velocity, dtype))
     if controller is None and adjoint is None:
-        solved = _scan(terms, solver, cost, x0, args, num_steps, save_path)
+        solver = with_scanned_stages(solver)
+        solved = _scan(terms, solver, _cost(solver), x0, args, num_steps, save_path)
     else:
+        cost = _cost(solver)
         solved = _diffeqsolve(
             terms, solver, cost, x0, args, num_steps, controller, max_steps, save_path, adjoint
         )
     result: Any
     value, num_steps, num_evaluations, result, path = solved
+    value = value.astype(dtype)
+    if path is not None:
+        path = FlowPath(path.time, path.value.astype(dtype))
     finite = jnp.isfinite(value).all()
     return FlowSolution(
         value=value,
@@ -309,7 +348,22 @@ def _check_stepping(solver: diffrax.AbstractSolver, controller: Any) -> None:
         )
 
 
-def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> None:
+def _check_clipping(x0: Array, num_steps: int) -> None:
+    # Diffrax joins what ends within 100 ulp of t = 1 to it.
+    dtype = _at_least_float32(x0.dtype)
+    most = int(1 / (64 * jnp.finfo(dtype).eps))
+    if num_steps > most:
+        raise ValueError(
+            f"`num_steps` is {num_steps}; with an `adjoint` Diffrax makes at most {most} equal "
+            f"steps in {dtype}, and would make fewer. Leave `adjoint` `None`, or use float64."
+        )
+
+
+def _at_least_float32(dtype: Any) -> np.dtype:
+    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else np.dtype(dtype)
+
+
+def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> jax.ShapeDtypeStruct:
     time = jax.ShapeDtypeStruct((), x0.dtype)
     got = eqx.filter_eval_shape(velocity, time, x0, *args)
     if not isinstance(got, jax.ShapeDtypeStruct):
@@ -323,6 +377,23 @@ def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> None:
             f"`x0`, {x0.dtype}{list(x0.shape)}. It is called with a scalar time and all of `x0` "
             "(with `independent=True`, one element of it): vmap a field of one example first."
         )
+    return got
+
+
+def _varying_as(velocity: jax.ShapeDtypeStruct, x0: Array) -> Array:
+    """In `shard_map`, x0 over the axes that its velocity varies over, as after a step."""
+    axes = tuple(_varying_axes(velocity) - _varying_axes(jax.typeof(x0)))
+    if not axes:
+        return x0
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x0, axes, to="varying")
+    return jax.lax.pvary(x0, axes)
+
+
+def _varying_axes(of: Any) -> frozenset:
+    # JAX 0.10 has the one, those before it the other or none.
+    axes = getattr(getattr(of, "manual_axis_type", None), "varying", None)
+    return axes or getattr(of, "vma", None) or frozenset()
 
 
 def _check_batch(x0: Array, args: tuple) -> None:
@@ -393,11 +464,14 @@ def solve_flow(
     **Arguments:**
 
     - `velocity`: the field, called as `velocity(t, x, *args)` with a scalar `t` and an `x` of
-        the shape of `x0`; it returns an array of that shape and dtype. If `x0` is a batch, it
-        takes the whole batch. A module's arrays are arguments of the compiled solve. Outside
-        `jit`, pass a module or a function that is defined once: a new lambda in every call
-        compiles in every call.
-    - `x0`: the value at t = 0: floats, of any shape. Times are computed in its dtype.
+        the shape of `x0`, both in its dtype; it returns an array of that shape and dtype. If
+        `x0` is a batch, it takes the whole batch. A module's arrays are arguments of the
+        compiled solve. Outside `jit`, pass a module or a function that is defined once: a new
+        lambda in every call compiles in every call.
+    - `x0`: the value at t = 0: floats, of any shape. Times and values are kept in its dtype, but
+        in float32 if that is half precision: then they are rounded for each call of `velocity`,
+        and the value and the path at the end. A tolerance below what the velocity resolves
+        is not met.
     - `*args`: further arguments of the field: any PyTrees.
     - `solver`: any Diffrax solver of ordinary differential equations.
     - `num_steps`: K, the number of equal steps. Not used with a `stepsize_controller`.
@@ -414,16 +488,26 @@ def solve_flow(
         of the errors of the whole batch.
     - `save_path`: whether to return the value at every step. An adaptive solve then allocates
         `max_steps + 1` values.
-    - `adjoint`: how to differentiate. `None` is for reverse mode: with fixed steps it evaluates
-        the field no more than the forward pass and stores its intermediates, as `jax.lax.scan`
-        does; with adaptive ones it is `diffrax.RecursiveCheckpointAdjoint()`. With fixed steps
-        `diffrax.RecursiveCheckpointAdjoint(checkpoints=num_steps)` stores only states, about
-        `1 / num_steps` of the memory, and evaluates the field once more on the way back; where
-        memory is slow, as on a CPU, that can be the faster one. For forward mode (`jax.jvp`)
-        pass `diffrax.ForwardMode()`; Euler with fixed steps does not need it.
+    - `adjoint`: how to differentiate. `None` with fixed steps is for reverse and forward mode and,
+        with explicit solvers, for derivatives of any order. Euler then evaluates the field no
+        more than the forward pass and stores its intermediates, as `jax.lax.scan` does; solvers
+        of several stages store the stages' values and evaluate the field once more on the way
+        back. With adaptive steps `None` is `diffrax.RecursiveCheckpointAdjoint()`, which is for
+        one reverse pass; pass `diffrax.ForwardMode()` for forward mode (`jax.jvp`), or
+        `diffrax.DirectAdjoint()` for second derivatives.
+        With fixed steps `diffrax.RecursiveCheckpointAdjoint(checkpoints=num_steps)` stores only
+        states, about `1 / num_steps` of Euler's memory, and evaluates the field once more on the
+        way back; where memory is slow, as on a CPU, that can be the faster one.
     - `throw`: whether a solve that failed raises. It does so outside of JAX's transformations
         only, and waits for the solve to finish. Inside `jit` and `vmap` there is no check, so
         that no compiled update calls back to the host: look at `result`.
+
+    !!! note "In `jax.shard_map`"
+
+        Fixed steps of explicit solvers with `adjoint=None` work in `jax.shard_map`, also under
+        `grad`. Diffrax's own loop, which adaptive steps, implicit solvers and an `adjoint` need,
+        takes `check_vma=False`, and there only `diffrax.DirectAdjoint()` is differentiable. An
+        adaptive controller sees, and adapts to, the elements of its own device alone.
 
     **Returns:**
 
@@ -433,9 +517,9 @@ def solve_flow(
 
     - `TypeError`, `ValueError`: for an argument that cannot be right: not a solver or not one of
         ordinary differential equations, an adaptive controller with a solver that makes no
-        error estimate, an implicit solver with no tolerance, a number of steps below 1, an `x0`
-        that is not floating point, a field that returns another shape or dtype, `args` that do
-        not match `x0` with `independent=True`.
+        error estimate, an implicit solver with no tolerance, a number of steps below 1 or above
+        what an `adjoint` can make, an `x0` that is not floating point, a field that returns
+        another shape or dtype, `args` that do not match `x0` with `independent=True`.
     - `RuntimeError`: with `throw=True` and outside of JAX's transformations, if the step limit
         was reached, the value is not finite, or an implicit step did not converge.
     """
@@ -451,6 +535,9 @@ def solve_flow(
         )
     # With the dtype named, a Python number becomes a strongly typed array.
     x0 = jnp.asarray(x0, dtype)
+
+    if stepsize_controller is None and adjoint is not None:
+        _check_clipping(x0, num_steps)
 
     def solve(x0, args):
         return _solve(

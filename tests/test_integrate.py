@@ -246,6 +246,107 @@ def test_an_implicit_step_that_diverges_is_reported():
     assert "Nonlinear" in RESULTS[solution.result]
 
 
+# Half precision, and many steps
+
+
+HALVES = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+ADJOINTS = pytest.mark.parametrize(
+    "adjoint",
+    [None, diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint()],
+    ids=lambda value: type(value).__name__,
+)
+
+
+@HALVES
+@ADJOINTS
+@pytest.mark.parametrize("num_steps", [8, 10, 100])
+def test_steps_in_half_precision_are_equal(dtype, adjoint, num_steps):
+    x0 = jnp.asarray([1.0, -2.0], dtype)
+    solution = solve_flow(lambda t, x: -x, x0, num_steps=num_steps, adjoint=adjoint)
+    assert int(solution.num_steps) == num_steps
+    assert solution.value.dtype == dtype
+    # Half precision only rounds the velocities, and the value at the end.
+    expected = (1 - 1 / num_steps) ** num_steps * np.asarray([1.0, -2.0])
+    got = np.asarray(solution.value, np.float64)
+    assert np.allclose(got, expected, rtol=float(jnp.finfo(dtype).eps))
+
+
+@HALVES
+@pytest.mark.parametrize("controller", [None, PID], ids=["fixed", "adaptive"])
+def test_a_field_in_half_precision_sees_half_precision(dtype, controller):
+    seen = []
+
+    def velocity(t, x):
+        seen.append((t.dtype, x.dtype))
+        return jnp.ones_like(x)
+
+    options = {"solver": diffrax.Heun(), "stepsize_controller": controller, "max_steps": 20}
+    solution = solve_flow(velocity, jnp.zeros(2, dtype), num_steps=10, save_path=True, **options)
+    assert set(seen) == {(jnp.dtype(dtype), jnp.dtype(dtype))}
+    assert solution.path.value.dtype == dtype
+    assert np.array_equal(np.asarray(solution.value, np.float32), [1, 1])
+
+
+@HALVES
+@ADJOINTS
+def test_small_steps_in_half_precision_are_made(dtype, adjoint):
+    # In bfloat16 0.5 + 1 / 1000 is 0.5: neither the times nor the value would move.
+    save_path = not isinstance(adjoint, diffrax.BacksolveAdjoint)
+    solution = solve_flow(
+        lambda t, x: jnp.ones_like(x),
+        jnp.zeros((), dtype),
+        num_steps=1000,
+        save_path=save_path,
+        adjoint=adjoint,
+    )
+    assert int(solution.num_steps) == 1000
+    assert float(solution.value) == 1
+    if save_path:
+        assert solution.path.time.dtype == jnp.float32
+        assert np.allclose(np.diff(solution.path.time), 1e-3, rtol=1e-3)
+
+
+@HALVES
+def test_adaptive_steps_in_half_precision(dtype):
+    x0, eps = jnp.asarray([1.0, 2.0], dtype), float(jnp.finfo(dtype).eps)
+    solution = solve_flow(
+        lambda t, x: jnp.cos(3 * t) * jnp.ones_like(x),
+        x0,
+        solver=diffrax.Tsit5(),
+        stepsize_controller=diffrax.PIDController(rtol=eps, atol=eps),
+        save_path=True,
+        max_steps=40,
+    )
+    expected = np.asarray([1.0, 2.0]) + np.sin(3) / 3
+    assert np.allclose(np.asarray(solution.value, np.float64), expected, rtol=2 * eps)
+    time = np.asarray(solution.path.time)
+    assert time.dtype == np.float32
+    assert (np.diff(time[np.isfinite(time)]) > 0).all()
+
+
+@ADJOINTS
+@pytest.mark.parametrize("num_steps", [1000, 3001])
+def test_many_steps_are_as_many_and_equal(adjoint, num_steps):
+    save_path = not isinstance(adjoint, diffrax.BacksolveAdjoint)
+    solution = solve_flow(
+        linear(0.7, 0.0), jnp.float32(1), num_steps=num_steps, save_path=save_path, adjoint=adjoint
+    )
+    assert int(solution.num_steps) == int(solution.num_evaluations) == num_steps
+    assert np.allclose(solution.value, (1 + 0.7 / num_steps) ** num_steps, rtol=1e-5)
+    if save_path:
+        expected = (np.arange(num_steps + 1) / num_steps).astype(np.float32)
+        assert np.array_equal(solution.path.time, expected)
+
+
+def test_more_steps_than_diffrax_makes_are_refused():
+    field, x0 = linear(), jnp.float32(1)
+    options = {"num_steps": 200_000, "adjoint": diffrax.RecursiveCheckpointAdjoint()}
+    with pytest.raises(ValueError, match=r"200000; with an `adjoint`.*131072"):
+        solve_flow(field, x0, **options)
+    options = {"num_steps": 131_072, "adjoint": diffrax.ForwardMode()}
+    assert int(solve_flow(field, x0, **options).num_steps) == 131_072
+
+
 # Paths
 
 
@@ -516,6 +617,8 @@ def test_gradients_reach_what_a_plain_function_closes_over():
     [
         (diffrax.Euler(), None, None),
         (diffrax.Euler(), None, diffrax.ForwardMode()),
+        (diffrax.Tsit5(), None, None),
+        (diffrax.HalfSolver(diffrax.Bosh3()), None, None),
         (diffrax.Tsit5(), None, diffrax.ForwardMode()),
         (diffrax.Tsit5(), None, diffrax.DirectAdjoint()),
         (diffrax.Tsit5(), PID, diffrax.ForwardMode()),
@@ -538,6 +641,100 @@ def test_forward_mode(solver, controller, adjoint):
     _, got = jax.jvp(value, (field, x0), tangents)
     _, expected = jax.jvp(lambda field, x0: field.endpoint(x0), (field, x0), tangents)
     assert np.allclose(got, expected, rtol=0.02 if isinstance(solver, diffrax.Euler) else 1e-3)
+
+
+class Square(eqx.Module):
+    """dx/dt = a x^2, whose endpoint is x0 / (1 - a x0)."""
+
+    a: jax.Array
+
+    def __call__(self, t, x):
+        return self.a * x * x
+
+
+@each(EXPLICIT)
+@pytest.mark.parametrize(
+    "second",
+    [lambda f: jax.jacrev(jax.jacrev(f)), jax.hessian, lambda f: jax.jacfwd(jax.jacfwd(f))],
+    ids=["reverse over reverse", "forward over reverse", "forward over forward"],
+)
+def test_second_derivatives_of_fixed_steps(second, solver):
+    def value(point):
+        return solve_flow(Square(point[0]), point[1], solver=solver, num_steps=64).value
+
+    with jax.enable_x64(True):
+        point = jnp.asarray([0.4, 0.6])
+        got = second(value)(point)
+        expected = second(lambda point: point[1] / (1 - point[0] * point[1]))(point)
+    rtol = 0.1 if isinstance(solver, diffrax.Euler) else 1e-2
+    assert np.allclose(got, expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("name", ["Midpoint", "Tsit5"])
+def test_a_gradient_penalty_trains(name):
+    # The derivative of the endpoint with respect to x0 is 1 / (1 - a x0)^2.
+    @jax.jit
+    def slope(a):
+        def penalty(a):
+            endpoint = lambda x0: solve_flow(Square(a), x0, solver=EXPLICIT[name]).value  # noqa: E731
+            return jax.grad(endpoint)(jnp.float32(0.6)) ** 2
+
+        return jax.grad(penalty)(a)
+
+    expected = jax.grad(lambda a: (1 - 0.6 * a) ** -4)(jnp.float32(0.4))
+    assert np.allclose(slope(jnp.float32(0.4)), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["Midpoint", "Tsit5"])
+def test_the_way_back_stores_stages_and_not_what_they_compute(name):
+    network, z0, observation = network_problem(64)
+    params, static = eqx.partition(Batched(network), eqx.is_array)
+
+    def memory(num_steps):
+        def value(params):
+            field = eqx.combine(params, static)
+            options = {"solver": EXPLICIT[name], "num_steps": num_steps}
+            return jnp.sum(solve_flow(field, z0, observation, **options).value ** 2)
+
+        compiled = jax.jit(jax.grad(value)).lower(params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    stages = EXPLICIT[name].tableau.num_stages
+    # A hidden layer is 16 times as large as the value.
+    assert memory(24) - memory(8) < 16 * stages * 4 * z0.nbytes
+
+
+def shard_map(function, in_specs, out_specs):
+    shard_map = getattr(jax, "shard_map", None)
+    if shard_map is None:
+        from jax.experimental.shard_map import shard_map
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("batch",))
+    return shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+@each(EXPLICIT)
+@pytest.mark.parametrize("split", ["x0", "args"])
+def test_fixed_steps_in_shard_map(solver, split):
+    whole, part = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+    size = 2 * jax.device_count()
+    x0, force = jnp.linspace(0.1, 1.0, size), jnp.linspace(-1.0, 1.0, size)
+    x0, force = (x0, force[:2]) if split == "x0" else (x0[:2], force)
+
+    def value(a, x0, force):
+        field = lambda t, x, force: a * x + force  # noqa: E731
+        return solve_flow(field, x0, force, solver=solver, num_steps=4, throw=False).value
+
+    def loss(a, x0, force):
+        return jax.lax.psum(value(a, x0, force).sum(), "batch")
+
+    specs = (whole, part, whole) if split == "x0" else (whole, whole, part)
+    a, copies = jnp.float32(0.5), jax.device_count()
+    x0s, forces = (x0, jnp.tile(force, copies)) if split == "x0" else (jnp.tile(x0, copies), force)
+    got = jax.jit(shard_map(value, specs, part))(a, x0, force)
+    assert np.allclose(got, value(a, x0s, forces), rtol=1e-6)
+    got = jax.jit(jax.grad(shard_map(loss, specs, whole)))(a, x0, force)
+    expected = jax.grad(lambda a: value(a, x0s, forces).sum())(a)
+    assert np.allclose(got, expected, rtol=1e-5)
 
 
 def test_vmap_over_parameters_is_a_loop():

@@ -16,14 +16,19 @@ ROWS = [
     {"embeddings", "paths", "targets", "losses", "data"},
     {"networks"},
     {"velocity", "critics", "actors"},
-    {"integrate"},
+    {"integrate", "_explicit"},
     {"agents"},
     {"training", "evaluation", "analysis", "interop"},
     {"plotting", "presets"},
     {"cli", "__main__"},
 ]
 # What a row's files may use of their own row.
-WITHIN_ROW = {("analysis", "training"), ("training", "evaluation"), ("__main__", "cli")}
+WITHIN_ROW = {
+    ("integrate", "_explicit"),
+    ("analysis", "training"),
+    ("training", "evaluation"),
+    ("__main__", "cli"),
+}
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

@@ -34,6 +34,7 @@ from .rebrac import (
     RebracParams as RebracParams,
 )
 from .registry import (
+    ADJOINTS as ADJOINTS,
     AGENTS as AGENTS,
     SOLVERS as SOLVERS,
     from_plain as from_plain,

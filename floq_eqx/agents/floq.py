@@ -75,6 +75,8 @@ class Floq(FlowPolicyAgent):
     - `num_noise`: m, the samples of z0 a transition.
     - `num_steps`: K, the equal steps that take z0 to the value.
     - `solver`: the Diffrax solver that makes them.
+    - `adjoint`: how Diffrax differentiates through them, which counts with `extraction="integral"`;
+        `None` is the default of [`floq_eqx.solve_flow`][].
     - `ensemble_size`: members of the field.
     - `aggregation`: how the target combines the members.
     - `distilled_size`: members of the distilled critic.
@@ -111,6 +113,7 @@ class Floq(FlowPolicyAgent):
     num_noise: int = eqx.field(static=True, default=8)
     num_steps: int = eqx.field(static=True, default=8)
     solver: diffrax.AbstractSolver = eqx.field(default_factory=diffrax.Euler)
+    adjoint: diffrax.AbstractAdjoint | None = None
     ensemble_size: int = eqx.field(static=True, default=2)
     aggregation: Aggregation = eqx.field(static=True, default="mean")
     distilled_size: int = eqx.field(static=True, default=2)
@@ -264,10 +267,14 @@ class Floq(FlowPolicyAgent):
         """Where every member's field takes every z0: the value of (s, a)."""
         z0 = jnp.broadcast_to(z0[None], (self.ensemble_size, *z0.shape))
         return solve_flow(
-            lambda t, z: member_velocities(field, t, z, observation, action),
+            _velocities,
             z0,
+            field,
+            observation,
+            action,
             solver=self.solver,
             num_steps=self.num_steps,
+            adjoint=self.adjoint,
             throw=False,
         ).value
 
@@ -299,3 +306,14 @@ class Floq(FlowPolicyAgent):
         z0 = self.initial_value(jax.random.uniform(key, (self.num_noise,)))
         z0 = jnp.broadcast_to(z0, (len(action), self.num_noise))
         return jnp.mean(self.integrate(params.field, z0, observation, action), axis=(0, 2))
+
+
+def _velocities(
+    t: Scalar,
+    z: Float[Array, "ensemble batch noise"],
+    field: ValueVelocity,
+    observation: Float[Array, "batch observation"],
+    action: Float[Array, "batch action"] | Float[Array, "batch noise action"],
+) -> Float[Array, "ensemble batch noise"]:
+    """With all that it depends on as arguments: `BacksolveAdjoint` sees no others."""
+    return member_velocities(field, t, z, observation, action)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 
 from ..networks import MLPConfig, ResidualConfig
 from .base import Agent
@@ -54,6 +55,19 @@ SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
 }
 """The explicit solvers that a configuration can name; in code, any Diffrax solver will do."""
 
+ADJOINTS: dict[str, type[diffrax.AbstractAdjoint]] = {
+    adjoint.__name__.lower(): adjoint
+    for adjoint in (
+        diffrax.RecursiveCheckpointAdjoint,
+        diffrax.DirectAdjoint,
+        diffrax.BacksolveAdjoint,
+    )
+}
+"""The adjoints that a configuration can name; in code, any that Diffrax has will do."""
+
+# The fields of an agent that hold an object of Diffrax, and the names of its classes.
+NAMED = {"solver": SOLVERS, "adjoint": ADJOINTS}
+
 NETWORKS = {"mlp": MLPConfig, "residual": ResidualConfig}
 """The kinds of network that a configuration can name."""
 
@@ -68,18 +82,28 @@ def nearest(kind: str, name: Any, known: Iterable[str]) -> ValueError:
 def to_plain(agent: Agent) -> dict[str, Any]:
     """An agent's hyperparameters as numbers, strings, lists and dicts, fit for JSON.
 
-    **Raises:** `ValueError` for a solver that has no name in `SOLVERS`.
+    **Raises:** `ValueError` for a solver that has no name in `SOLVERS`, an adjoint that has none in
+    `ADJOINTS`, or one with options, which a name does not hold.
     """
 
     def plain(value: Any) -> Any:
         for kind, config in NETWORKS.items():
             if isinstance(value, config):
                 return {"kind": kind} | plain(dataclasses.asdict(value))
-        if isinstance(value, diffrax.AbstractSolver):
-            name = type(value).__name__.lower()
-            if name not in SOLVERS:
-                raise nearest("solver", name, SOLVERS)
-            return name
+        for kind, base in {
+            "solver": diffrax.AbstractSolver,
+            "adjoint": diffrax.AbstractAdjoint,
+        }.items():
+            if isinstance(value, base):
+                name = type(value).__name__.lower()
+                if name not in NAMED[kind]:
+                    raise nearest(kind, name, NAMED[kind])
+                if not eqx.tree_equal(value, NAMED[kind][name]()):
+                    raise ValueError(
+                        f"{value} has options that its name, {name!r}, does not hold; a "
+                        "configuration can name what has its defaults."
+                    )
+                return name
         if isinstance(value, dict):
             return {key: plain(entry) for key, entry in value.items()}
         if isinstance(value, tuple | list):
@@ -94,8 +118,8 @@ def to_plain(agent: Agent) -> dict[str, Any]:
 def from_plain(name: str, hyperparameters: dict[str, Any]) -> Agent:
     """The agent `name` with these hyperparameters; what is absent keeps its default.
 
-    **Raises:** `ValueError` for an unknown agent, solver or hyperparameter, with the nearest
-    names, and for values that the agent refuses.
+    **Raises:** `ValueError` for an unknown agent, solver, adjoint or hyperparameter, with the
+    nearest names, and for values that the agent refuses.
     """
     if name not in AGENTS:
         raise nearest("agent", name, AGENTS)
@@ -117,8 +141,8 @@ def _from_plain_value(key: str, value: Any) -> Any:
         return NETWORKS[kind](**{k: _from_plain_value(k, v) for k, v in fields.items()})
     if isinstance(value, list):
         return tuple(value)
-    if key == "solver":
-        if value not in SOLVERS:
-            raise nearest("solver", value, SOLVERS)
-        return SOLVERS[value]()
+    if key in NAMED and value is not None:
+        if value not in NAMED[key]:
+            raise nearest(key, value, NAMED[key])
+        return NAMED[key][value]()
     return value
