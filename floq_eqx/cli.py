@@ -449,8 +449,9 @@ def _evaluate(arguments: list[str]) -> None:
             name,
             options.video,
             seed=options.seed,
+            success_timing=timing,
             max_episode_steps=cap,
-            **shared,
+            environment_kwargs=run.config.environment_kwargs,
         )
         _print(f"wrote {path}")
 

@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import equinox as eqx
@@ -139,7 +140,7 @@ def evaluate(
         for index in np.flatnonzero(done):
             episode[index] = next_episode
             next_episode += 1
-        if done.any():
+        if done.any() and (episode < num_episodes).any():
             reset(done)
     if successes.told:
         success = np.nan_to_num(success)  # of those that ended before any had told
@@ -235,6 +236,7 @@ def act_batch(
 
 def make_environments(
     name: str,
+    /,
     num: int = 10,
     *,
     asynchronous: bool = False,
@@ -315,18 +317,18 @@ def record(
     success_timing: Literal["pre", "post"] | None = None,
     fps: int = 20,
     max_episode_steps: int = 10_000,
-    **kwargs: Any,
+    environment_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Writes the first episode of an evaluation with the same seed as an animated GIF.
 
     **Arguments:**
 
     - `agent`, `state`: who acts.
-    - `name`, `success_timing`, `**kwargs`: the environment's, as in
-        [`floq_eqx.evaluation.make_environments`][].
+    - `name`, `success_timing`: as in [`floq_eqx.evaluation.make_environments`][].
     - `path`: the file, which ends in `.gif`.
     - `seed`, `max_episode_steps`: as in [`floq_eqx.evaluation.evaluate`][].
     - `fps`: frames a second.
+    - `environment_kwargs`: arguments for the environment.
 
     **Returns:** the path.
 
@@ -348,10 +350,12 @@ def record(
             return out
 
     # OGBench's environments know what to render; Gymnasium's others must be told.
-    mode = {} if name in dataset_names() else {"render_mode": "rgb_array"}
+    options = dict(environment_kwargs)
+    if name not in dataset_names():
+        options["render_mode"] = "rgb_array"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*render_mode")  # the errors say it
-        environments = make_environments(name, 1, success_timing=success_timing, **(kwargs | mode))
+        environments = make_environments(name, 1, success_timing=success_timing, **options)
     with contextlib.ExitStack() as stack:
         stack.callback(close_or_warn, "an environment", environments.close)
         environment = environments.envs[0]
@@ -388,7 +392,10 @@ def _frame(name: str, environment: Any) -> np.ndarray:
             frame = inner.render()
     except Exception as error:
         advice = ""
-        if any(type(part).__module__.split(".")[0] == "mujoco" for part in vars(inner).values()):
+        if any(
+            type(part).__module__.split(".")[0] == "mujoco"
+            for part in getattr(inner, "__dict__", {}).values()
+        ):
             advice = (
                 " MuJoCo needs OpenGL: without a display, install EGL or OSMesa and set "
                 "MUJOCO_GL=egl or MUJOCO_GL=osmesa."

@@ -11,7 +11,7 @@ from .episodes import close_or_warn, one_line
 from .ogbench import dataset_names
 
 
-def make_box_environment(name: str, **kwargs: Any) -> Any:
+def make_box_environment(name: str, /, **kwargs: Any) -> Any:
     """A Gymnasium environment whose observation is a float32 vector and whose actions are in
     [-1, 1], rescaled to its own bounds.
 
