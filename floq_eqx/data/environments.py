@@ -113,10 +113,15 @@ def _action_problem(environment: Any) -> str | None:
 def _as_vectors(environment: Any) -> Any:
     from gymnasium import spaces, wrappers
 
-    environment = wrappers.RescaleAction(environment, np.float32(-1), np.float32(1))
+    real = environment.action_space.dtype.type
+    environment = wrappers.RescaleAction(environment, real(-1), real(1))
     shape = environment.action_space.shape
     if len(shape) != 1:
-        flat = spaces.Box(-1, 1, (int(np.prod(shape)),), environment.action_space.dtype)
+        flat = spaces.Box(-1, 1, (int(np.prod(shape)),), real)
         environment = wrappers.TransformAction(environment, lambda a: a.reshape(shape), flat)
-    environment = wrappers.FlattenObservation(environment)
-    return wrappers.DtypeObservation(environment, np.float32)
+    size = int(np.prod(environment.observation_space.shape))
+    return wrappers.TransformObservation(
+        environment,
+        lambda observation: np.asarray(observation, np.float32).reshape(-1),
+        spaces.Box(-np.inf, np.inf, (size,), np.float32),
+    )
