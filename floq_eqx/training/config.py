@@ -169,7 +169,7 @@ class TrainConfig:
             check_choice("success_timing", self.success_timing, SuccessTiming)
         if own := {"num", "asynchronous", "success_timing"} & set(self.environment_kwargs):
             raise ValueError(
-                f"environment_kwargs cannot set {', '.join(sorted(own))}: the run's own settings do."
+                f"environment_kwargs cannot set {', '.join(sorted(own))}: the run itself does."
             )
         if self.keep == "all" and self.num_kept != TrainConfig.num_kept:
             raise ValueError(f"num_kept = {self.num_kept} means nothing where keep is 'all'.")
