@@ -427,7 +427,8 @@ def _evaluate(arguments: list[str]) -> None:
     agent = _with_test_time_options(agent, changes)
     name, timing = run.config.environment, options.success_timing or run.config.success_timing
     shared = {"success_timing": timing, **run.config.environment_kwargs}
-    cap = options.max_episode_steps or run.config.max_episode_steps
+    cap = options.max_episode_steps
+    cap = run.config.max_episode_steps if cap is None else cap
     environments = make_environments(name, min(10, options.episodes), **shared)
     try:
         result = evaluate(
@@ -496,8 +497,8 @@ def _collect(arguments: list[str]) -> None:
         """How many training episodes; OGBench's own number by default."""
         workers: int | None = None
         """How many processes; one a core by default."""
-        seed: int = 0
-        """Episodes depend on this alone, not on the number of workers."""
+        seed: int | None = None
+        """Episodes depend on this alone, not on the number of workers; 0 by default."""
         fetch: bool = False
         """Download the published files instead of collecting."""
         mirror: str | None = None
@@ -506,6 +507,9 @@ def _collect(arguments: list[str]) -> None:
     options = tyro.cli(Collect, prog="floq collect", args=arguments)
     if options.mirror is not None and not options.fetch:
         raise ValueError("--mirror says where to fetch from: give --fetch with it.")
+    for option in ("episodes", "workers", "seed"):
+        if options.fetch and getattr(options, option) is not None:
+            raise ValueError(f"--{option} is for collecting: leave it out to --fetch.")
     name = parse_name(options.env).dataset
     if options.fetch:
         path = fetch_dataset(name, options.out, mirror=options.mirror)
@@ -516,7 +520,7 @@ def _collect(arguments: list[str]) -> None:
             path,
             num_episodes=options.episodes,
             num_workers=options.workers,
-            seed=options.seed,
+            seed=options.seed or 0,
         )
     _print(f"wrote {path}")
 
@@ -598,14 +602,17 @@ def _solvers(arguments: list[str]) -> None:
         """How many observations."""
         candidates: int = 16
         """How many actions to rank in each."""
-        num_updates: int = 6000
-        """With --problem: how long to train."""
+        num_updates: int | None = None
+        """With --problem: how long to train; 6000 updates by default."""
         seed: int = 0
         """Of all random numbers."""
 
     options = tyro.cli(Solvers, prog="floq solvers", args=arguments)
     if (options.run is None) == (options.problem is None):
         raise ValueError("Give the folder of a run, or --problem lqr or walk: one of the two.")
+    if options.problem is None and options.num_updates is not None:
+        raise ValueError("--num-updates is for --problem: a run has been trained already.")
+    num_updates = 6000 if options.num_updates is None else options.num_updates
     shared = {
         "num_observations": options.observations,
         "num_candidates": options.candidates,
@@ -617,7 +624,7 @@ def _solvers(arguments: list[str]) -> None:
     }
     if options.problem is not None:
         folder = Path(options.out or f"solvers-{options.problem}")
-        study = study_problem(options.problem, num_updates=options.num_updates, **shared)
+        study = study_problem(options.problem, num_updates=num_updates, **shared)
     else:
         run = Run(typing.cast(str, options.run))
         folder = Path(options.out or run.folder)

@@ -37,7 +37,8 @@ class OnlineConfig:
     - `num_steps`: environment steps.
     - `utd`: updates for each of them.
     - `warmup`: how many of them come first, without updates; by default none where something was
-        learned before and there are transitions to learn from, and else 1000.
+        learned before, there are transitions to learn from and `warmup_with` is left alone, and
+        else 1000.
     - `warmup_with`: how these act: at `random`, or by the `policy` as it was learned before.
     - `num_environments`: how many act side by side.
     - `capacity`: how many transitions collected online are kept; the offline data come on top.
@@ -66,6 +67,8 @@ class OnlineConfig:
         check_sizes(**{name: getattr(self, name) for name in sizes})
         if self.warmup is not None and self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}.")
+        if self.warmup == 0 and self.warmup_with != OnlineConfig.warmup_with:
+            raise ValueError(f"warmup_with = {self.warmup_with!r} means nothing with warmup = 0.")
         if self.num_environments > self.capacity:
             raise ValueError(
                 f"A capacity of {self.capacity} cannot hold one step of {self.num_environments} "
@@ -179,6 +182,13 @@ class TrainConfig:
             self._check_without_data(self.online)
         if self.online is not None:
             self._check_online(self.online)
+        if not self.needs_data:
+            for option, default in (("data", None), ("rewards", "task")):
+                if getattr(self, option) != default:
+                    raise ValueError(
+                        f"{option} = {getattr(self, option)!r} means nothing: no offline data are "
+                        "used."
+                    )
         self._check_decay()
 
     def _check_decay(self) -> None:

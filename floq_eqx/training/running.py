@@ -130,13 +130,14 @@ def finetune(
         )
     else:
         run = Run(source)
-        config = dataclasses.replace(
-            run.config,
-            agent=dataclasses.replace(run.config.agent, decay_updates=None),
-            num_updates=run.last_step(),
-            online=dataclasses.replace(online, start=str(run.folder.resolve())),
-            **(changes or {}),
-        )
+        own = {
+            "agent": dataclasses.replace(run.config.agent, decay_updates=None),
+            "num_updates": run.last_step(),
+            "online": dataclasses.replace(online, start=str(run.folder.resolve())),
+        }
+        if online.offline_data == "none":
+            own |= {"data": None, "rewards": "task"}
+        config = dataclasses.replace(run.config, **own | (changes or {}))
     return train(config, folder, resume=resume, **options)
 
 
@@ -356,7 +357,7 @@ def _online(
     warmup = online.warmup
     if warmup is None:
         learned = config.num_updates > 0 and (int(replay.size) > 0 or mixture is not None)
-        warmup = 0 if learned else 1000
+        warmup = 0 if learned and online.warmup_with == "random" else 1000
     try:
         fit_online(
             config.agent,
