@@ -399,7 +399,8 @@ def _online_config(parsed: Any, before: OnlineConfig | None) -> OnlineConfig | N
 
 
 def _evaluate(arguments: list[str]) -> None:
-    from .evaluation import evaluate, make_environments, record
+    from .data.episodes import close_or_warn
+    from .evaluation import check_recording, evaluate, make_environments, record
     from .training.running import describe
 
     @dataclasses.dataclass
@@ -423,10 +424,14 @@ def _evaluate(arguments: list[str]) -> None:
         max_episode_steps: int | None = None
         """Cut episodes off there that do not end before; by default the run's own."""
         video: str | None = None
-        """Also write the first episode as a GIF."""
+        """Also write the first episode to this file, which ends in .gif."""
 
     options = tyro.cli(Evaluate, prog="floq evaluate", args=arguments)
     check_sizes(episodes=options.episodes)
+    if options.max_episode_steps is not None:
+        check_sizes(max_episode_steps=options.max_episode_steps)
+    if options.video is not None:
+        check_recording(options.video)
     run = Run(options.run)
     step = run.choose(options.checkpoint)
     agent, state = run.load(step=step)
@@ -451,11 +456,20 @@ def _evaluate(arguments: list[str]) -> None:
             seed=options.seed,
         )
     finally:
-        environments.close()
+        close_or_warn("an environment", environments.close)
     _print(f"checkpoint {step}: {describe(result)}")
     _print_published(run)
-    if options.video:
-        path = record(agent, state, name, options.video, seed=options.seed, success_timing=timing)
+    if options.video is not None:
+        path = record(
+            agent,
+            state,
+            name,
+            options.video,
+            seed=options.seed,
+            success_timing=timing,
+            max_episode_steps=cap,
+            environment_kwargs=run.config.environment_kwargs,
+        )
         _print(f"wrote {path}")
 
 

@@ -118,7 +118,8 @@ class TrainConfig:
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
     - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
         `rewards` and `masks` of its `file`.
-    - `environment_kwargs`: arguments for the environment.
+    - `environment_kwargs`: arguments for the environment, of any names but those that
+        [`floq_eqx.evaluation.make_environments`][] has itself.
     - `success_timing`: evaluate success before a step (`pre`) or after it (`post`, as published);
         `None` for OGBench's default.
     - `online`: what follows online; `None` for nothing.
@@ -169,6 +170,10 @@ class TrainConfig:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if self.success_timing is not None:
             check_choice("success_timing", self.success_timing, SuccessTiming)
+        if own := {"num", "asynchronous", "success_timing"} & set(self.environment_kwargs):
+            raise ValueError(
+                f"environment_kwargs cannot set {', '.join(sorted(own))}: the run itself does."
+            )
         if self.keep == "all" and self.num_kept != TrainConfig.num_kept:
             raise ValueError(f"num_kept = {self.num_kept} means nothing where keep is 'all'.")
         if self.online is None or self.environment in dataset_names():

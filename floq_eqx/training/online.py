@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from .._types import Key, Number, Scalar
 from ..agents.base import Agent, State, check_choice, check_sizes
 from ..data import Batch, Replay, sample_mixture
+from ..data.episodes import EnvironmentFaultError, Successes, observation_fault, one_line
 from ..evaluation import check_resets
 from .loop import DivergedError, raise_if_diverged, with_arrays
 
@@ -28,8 +29,8 @@ class OnlineProgress:
     - `step`: environment steps so far.
     - `state`, `replay`: after them; they are overwritten afterwards, so copy what is to be kept.
     - `metrics`: the means over the chunk's updates of every metric; empty before the first.
-    - `episodes`: the return, length and, where the environment tells it, success of every episode
-        that ended in the chunk.
+    - `episodes`: the `return`, the `length` and the `success` (0 or 1) of every episode that ended
+        in the chunk; those that ended before any info told success have no `success`.
     - `env_steps_per_second`, `updates_per_second`: in the chunk.
     """
 
@@ -40,22 +41,6 @@ class OnlineProgress:
     episodes: list[dict[str, float]]
     env_steps_per_second: float
     updates_per_second: float
-
-
-class EnvironmentFaultError(RuntimeError):
-    """An environment raised, or returned what is no observation or reward.
-
-    **Attributes:** `step`: the environment step it happened in; `progress`: what had been learned
-    until then.
-    """
-
-    def __init__(self, step: int, problem: str):
-        self.step = step
-        self.progress: OnlineProgress | None = None
-        super().__init__(
-            f"The environment failed at step {step}: {problem}. What was learned before is kept; "
-            "mend the environment and continue."
-        )
 
 
 def fit_online(
@@ -77,6 +62,7 @@ def fit_online(
     warmup_with: Literal["random", "policy"] = "random",
     callbacks: Iterable[Callable[[OnlineProgress], None]] = (),
     between: Callable[[int], bool] = lambda step: False,
+    tells_success: bool = False,
 ) -> tuple[State, Replay]:
     """Acts, remembers and learns until `num_steps` environment steps are done.
 
@@ -105,6 +91,8 @@ def fit_online(
     - `callbacks`: called in order after every chunk: evaluation, logging, checkpoints.
     - `between`: called after every environment step with their number so far; if it returns true,
         the chunk ends there, and the training after its callbacks.
+    - `tells_success`: the environments are known to tell success, so that an episode whose last
+        info does not has failed; otherwise that is so once one has told.
 
     **Returns:** the state and the replay at the end.
 
@@ -125,7 +113,7 @@ def fit_online(
     inputs = _Inputs(
         with_arrays(agent), offline, offline_fraction, batch_size, utd * environments.num_envs, key
     )
-    world = _World(environments, seed=seed, step=start)
+    world = _World(environments, seed=seed, step=start, tells_success=tells_success)
     how = _Schedule(warmup, warmup_with == "random", between)
     action = None
     while world.step < num_steps and not how.stopped:
@@ -254,8 +242,9 @@ def _explore(
 class _World:
     """A vector environment between two steps."""
 
-    def __init__(self, environments: Any, *, seed: int, step: int):
+    def __init__(self, environments: Any, *, seed: int, step: int, tells_success: bool):
         check_resets(environments)
+        self.successes = Successes(tells_success)
         self.environments, self.seed, self.step = environments, seed, step
         self.num = environments.num_envs
         self.returns, self.lengths = np.zeros(self.num), np.zeros(self.num, np.int64)
@@ -289,14 +278,18 @@ class _World:
             "mask": np.asarray(~terminated, np.float32),
             "next_observation": self.observation,
         }
+        done = terminated | truncated
+        try:
+            success = self.successes.read(info, np.ones(self.num, bool), done)
+        except ValueError as error:
+            raise self.fault(str(error)) from None
         self.step += self.num
         self.returns += reward
         self.lengths += 1
-        done = terminated | truncated
         for index in np.flatnonzero(done):
             ended = {"return": self.returns[index], "length": self.lengths[index]}
-            if info.get("_success", done)[index] and "success" in info:
-                ended["success"] = info["success"][index]
+            if self.successes.told:
+                ended["success"] = success[index]
             self.episodes.append({name: float(value) for name, value in ended.items()})
         if done.any():
             self.reset(done)
@@ -306,17 +299,20 @@ class _World:
         try:
             return getattr(self.environments, method)(*args, **kwargs)
         except Exception as error:
-            problem = f"its {method} raised {type(error).__name__}: {error}"
-            raise EnvironmentFaultError(self.step, problem) from error
+            raise self.fault(f"its {method} raised {one_line(error)}") from error
 
     def check(self, observation: Any, reward: Any = 0.0) -> None:
         shape = self.environments.observation_space.shape
-        if np.shape(observation) != shape:
-            problem = f"the shape of its observations is {np.shape(observation)}, expected {shape}"
-        elif not np.isfinite(observation).all():
-            problem = "its observation is NaN or infinite"
-        elif not np.isfinite(reward).all():
-            problem = f"its reward is {reward}"
-        else:
-            return
-        raise EnvironmentFaultError(self.step, problem)
+        fault = observation_fault(observation, shape, np.ones(self.num, bool))
+        if fault is not None:
+            raise self.fault(fault[0])
+        if not np.isfinite(reward).all():
+            raise self.fault(f"its reward is {reward}")
+
+    def fault(self, problem: str) -> EnvironmentFaultError:
+        return EnvironmentFaultError(
+            problem,
+            step=self.step,
+            where=f"at step {self.step}",
+            advice="What was learned before is kept; mend the environment and continue.",
+        )
