@@ -14,7 +14,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import Array, Float, Int
 
 from .._progress import progress_bar
@@ -434,9 +433,10 @@ def rank_agreement(
     value: Float[np.ndarray, "batch candidate"], other: Float[np.ndarray, "batch candidate"]
 ) -> float:
     """The mean over the batch of Kendall's τ-b between two rankings of the candidates."""
+    from scipy.stats import kendalltau  # slow to import
+
     # A row without any order, such as that of a constant, agrees with nothing.
-    pairs = zip(value, other, strict=True)
-    taus = [scipy.stats.kendalltau(*pair)[0] for pair in pairs]  # pyright: ignore
+    taus = [kendalltau(*pair)[0] for pair in zip(value, other, strict=True)]  # pyright: ignore
     return float(np.nan_to_num(taus).mean())
 
 
