@@ -81,13 +81,12 @@ np.savez("own.npz", s=draw(32, 3), a=draw(32, 2), r=draw(32))
 own = np.load("own.npz")
 data = fq.Batch(own["s"], own["a"], own["r"], np.ones(32, np.float32), own["s"])
 small = fq.networks.MLPConfig(hidden_sizes=(8,))
-for kind in (fq.Floq, fq.FQL):
-    networks = {{"field": small}} if kind is fq.Floq else {{}}
-    agent = kind(critic=small, actor=small, **networks).for_data(data)
-    state = agent.init(observation_size=3, action_size=2, key=key)
-    fq.training.train_steps(agent, state, data, num_updates=2, batch_size=8, key=key)
-floq("solvers", "--problem", "walk", "--num-updates", 2, "--num-steps", 1, "--tolerances", 0.1,
-    "--observations", 4, "--candidates", 2, "--out", "study")
+agent = fq.FQL(critic=small, actor=small).for_data(data)
+state = agent.init(observation_size=3, action_size=2, key=key)
+fq.training.train_steps(agent, state, data, num_updates=2, batch_size=8, key=key)
+one = fq.analysis.default_configurations(num_steps=(1,), tolerances=())[:1]
+sizes = {{"num_updates": 1, "num_observations": 2, "num_candidates": 2}}
+fq.analysis.study_problem("walk", configurations=one, key=key, **sizes)
 floq("train", "--env", "Pendulum-v1", "--agent", "sac", "--online-steps", 10, "--warmup", 8,
     "--log-every", 10, "--evaluate-every", 10, "--checkpoint-every", 10,
     "--evaluation-episodes", 1, "--out", "run", *{SMALL})
@@ -101,7 +100,7 @@ assert not [name for name in sys.modules if name.partition(".")[0] in ("ogbench"
 """
     done = run(code, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {"study", "run", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"run", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize(
