@@ -85,7 +85,7 @@ def in_new_process(code: str) -> str:
 
 
 def test_import_is_light():
-    heavy = """ogbench dm_control mujoco gymnasium matplotlib orbax etils PIL tyro tqdm beartype
+    heavy = """ogbench dm_control mujoco gymnasium matplotlib orbax PIL tyro tqdm beartype
         scipy.stats scipy.linalg tensorboard tensorboardX wandb"""
     code = f"import sys, floq_eqx; print([m for m in {heavy.split()} if m in sys.modules])"
     assert in_new_process(code) == "[]"
