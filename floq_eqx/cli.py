@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(interrupt) or "interrupted"
         print(f"floq: {text}", file=sys.stderr)
         return 128 + (interrupt.signum if isinstance(interrupt, Interrupted) else signal.SIGINT)
-    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError, ImportError) as error:
         text = re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
         print(f"floq: error: {text}", file=sys.stderr)
         return 1

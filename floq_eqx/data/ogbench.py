@@ -11,9 +11,11 @@ import dataclasses
 import difflib
 import glob
 import http.client
+import importlib
+import itertools
 import math
 import os
-import re
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -34,16 +36,23 @@ from .transitions import Batch, check_data
 DEFAULT_DIRECTORY = "~/.ogbench/data"
 """Where OGBench itself keeps its datasets."""
 
-_KINDS = {
-    "antmaze": ("navigate", "stitch", "explore"),
-    "antsoccer": ("navigate", "stitch"),
-    "cube": ("play", "noisy"),
-    "humanoidmaze": ("navigate", "stitch"),
-    "pointmaze": ("navigate", "stitch"),
-    "powderworld": ("play",),
-    "puzzle": ("play", "noisy"),
-    "scene": ("play", "noisy"),
+SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+"""OGBench's server of datasets."""
+
+# The names are known without OGBench: each family's environments, and the kinds of their data.
+_MAZES = ("medium", "large", "giant", "teleport")
+_NAMES = {
+    "antmaze": (_MAZES, ("navigate", "stitch", "explore")),
+    "antsoccer": (("arena", "medium"), ("navigate", "stitch")),
+    "cube": (("single", "double", "triple", "quadruple", "octuple"), ("play", "noisy")),
+    "humanoidmaze": (_MAZES, ("navigate", "stitch")),
+    "pointmaze": (_MAZES, ("navigate", "stitch")),
+    "powderworld": (("easy", "medium", "hard"), ("play",)),
+    "puzzle": (("3x3", "4x4", "4x5", "4x6"), ("play", "noisy")),
+    "scene": (("",), ("play", "noisy")),
 }
+_VISUAL = ("antmaze", "cube", "humanoidmaze", "puzzle", "scene")
+_TASKS = ("", "-singletask", *(f"-singletask-task{number}" for number in range(1, 6)))
 # Actions at the very edge have infinite log-density under a squashed policy; FQL's data loading
 # keeps this distance, and floq's with it.
 _ACTION_MARGIN = 1e-5
@@ -96,34 +105,22 @@ class DatasetName:
         return f"{self.environment}-{self.kind}{self._suffix}-v0"
 
 
-def _registered() -> set[str]:
-    """The ids of the environments that OGBench registers in Gymnasium."""
-    import gymnasium
-    import ogbench  # noqa: F401  (registers them)
-
-    return {
-        key
-        for key, spec in gymnasium.registry.items()
-        if str(spec.entry_point).startswith("ogbench.")
-    }
-
-
 def dataset_names() -> list[str]:
-    """All the dataset names that `parse_name` accepts, sorted.
+    """All the dataset names that `parse_name` accepts, sorted; OGBench is not needed for them.
 
     **Returns:** goal-conditioned names such as `cube-single-play-v0` and, where OGBench has the
     tasks, single-task names such as `cube-single-play-singletask-task1-v0`.
     """
     names = []
-    for environment_id in _registered():
-        pattern = r"(?P<environment>.+?)(?P<task>-singletask(-task\d)?)?-v0"
-        match = re.fullmatch(pattern, environment_id)
-        if match is None:
-            continue
-        environment, task = match["environment"], match["task"] or ""
-        for kind in _KINDS.get(environment.removeprefix("visual-").split("-")[0], ()):
-            if (kind, environment.split("-")[-1]) != ("explore", "giant"):
-                names.append(f"{environment}-{kind}{task}-v0")
+    for family, (sizes, kinds) in _NAMES.items():
+        tasks = _TASKS if family != "powderworld" else ("",)
+        for size, kind, task in itertools.product(sizes, kinds, tasks):
+            if (size, kind) == ("giant", "explore"):
+                continue
+            name = "-".join(filter(None, (family, size, kind)))
+            names.append(f"{name}{task}-v0")
+            if family in _VISUAL and size != "octuple":
+                names.append(f"visual-{name}{task}-v0")
     return sorted(names)
 
 
@@ -155,6 +152,22 @@ def parse_name(name: str) -> DatasetName:
 # --------------------------------------------------------------------------------- environments
 
 
+def _ogbench(name: str = "ogbench") -> Any:
+    """A module of OGBench, which registers its environments in Gymnasium.
+
+    **Raises:** `ModuleNotFoundError` that says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # From 3.13 on, a requirement of dm_control that OGBench does not use cannot be installed.
+        install = "--no-deps ogbench dm_control" if sys.version_info >= (3, 13) else "ogbench"
+        raise ModuleNotFoundError(
+            f"OGBench is needed for this and cannot be imported ({error}): pip install {install}",
+            name=error.name,
+        ) from error
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences what OGBench's environments warn of on every machine and to no purpose."""
@@ -168,8 +181,8 @@ def _quiet() -> Iterator[None]:
 def _make(environment_id: str, **kwargs: Any) -> Any:
     """`gymnasium.make`, quiet, with an action space that is made once."""
     import gymnasium
-    import ogbench  # noqa: F401  (registers the environments)
 
+    _ogbench()
     with _quiet():
         env = gymnasium.make(environment_id, disable_env_checker=True, **kwargs)
         cls = type(env.unwrapped)
@@ -359,9 +372,6 @@ def load_dataset(
     not an intact `.npz`, missing or misshapen arrays, NaN or infinite values, actions outside
     [-1, 1], no transitions, a trajectory without end. `FileNotFoundError` if it is missing.
     """
-    import ogbench
-    from ogbench.relabel_utils import relabel_dataset
-
     parsed = parse_name(name)
     if parsed.family in ("visual", "powderworld"):
         raise ValueError(f"{name} has image observations, which are not supported.")
@@ -388,7 +398,7 @@ def load_dataset(
     with contextlib.closing(make_environment(name)) as env, np.errstate(over="ignore"):
         _check_shapes(shapes, env, parsed, file)
         try:
-            raw = ogbench.load_dataset(str(file), compact_dataset=True, add_info=True)
+            raw = _ogbench().load_dataset(str(file), compact_dataset=True, add_info=True)
         except Exception as e:  # whatever the readers run into
             raise ValueError(
                 f"{file} is corrupt: {_short(e)}. Remove it and collect or fetch the dataset again."
@@ -398,7 +408,7 @@ def load_dataset(
         _check_values(raw, valid, file)
         following = np.concatenate([[False], valid[:-1]])
         rows = {key: raw[key][valid] for key in ("qpos", "qvel", "button_states") if key in raw}
-        relabel_dataset(parsed.environment_id, env, rows)
+        _ogbench("ogbench.relabel_utils").relabel_dataset(parsed.environment_id, env, rows)
 
     action = np.clip(raw["actions"], -1.0 + _ACTION_MARGIN, 1.0 - _ACTION_MARGIN)
     data = Batch(
@@ -500,10 +510,8 @@ def fetch_dataset(
     **Raises:** `ConnectionError` if the server cannot be reached, does not have the file or stops
     half-way; `ValueError` for an unknown name or address, or if what came is not a dataset.
     """
-    from ogbench.utils import DATASET_URL
-
     parsed = parse_name(name)
-    base = DATASET_URL if mirror is None else mirror
+    base = SERVER if mirror is None else mirror
     if urllib.parse.urlsplit(base).scheme not in ("http", "https", "file"):
         raise ValueError(
             f"mirror must be an address that begins with https:, http: or file:, got {base!r}."
