@@ -361,7 +361,8 @@ def load_dataset(
     **Returns:** a `Batch` of all transitions, in float32. The last state of a trajectory is only
     a `next_observation`.
 
-    **Raises:** `ValueError` for a name without rewards, for `rewards="file"` and a file without, and for whatever is wrong with the file:
+    **Raises:** `ValueError` for a name or a file without the rewards that are asked for, and for
+    whatever is wrong with the file:
     not an intact `.npz`, missing or misshapen arrays, NaN or infinite values, actions outside
     [-1, 1], no transitions, a trajectory without end. `FileNotFoundError` if it is missing.
     """

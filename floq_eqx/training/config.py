@@ -221,8 +221,8 @@ class TrainConfig:
             raise ValueError(f"{error} {other}") from None
         if name.task is None:
             raise ValueError(
-                f"{self.environment} has no reward: name one of its tasks, on which it is evaluated "
-                "even if it learns from a file's own rewards, such as "
+                f"{self.environment} has no reward: name one of its tasks, in which the agent is "
+                "evaluated even if it learns from a file's own rewards, such as "
                 f"{self.environment.removesuffix('-v0')}-singletask-task1-v0."
             )
         if self.rewards == "file" and self.data is None:
