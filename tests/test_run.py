@@ -97,7 +97,10 @@ def test_config_round_trip(agent, tmp_path):
         ({"checkpoint_every": 7}, "checkpoint_every must be a multiple of log_every = 5, got 7"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*31\), got -1"),
         ({"rewards": "own"}, "rewards must be one of"),
-        ({"rewards": "file"}, "rewards = 'file' needs a file that holds rewards.*--data"),
+        (
+            {"rewards": "file", "data": None},
+            "rewards = 'file' needs a file that holds rewards.*--data",
+        ),
         ({"seed": 2**40}, "seed must be in"),
         ({"environment": "cube-singel-play-v0"}, "Did you mean cube-single-play-v0"),
         ({"environment": "cube-single-play-v0"}, "has no reward.*-singletask-task1-v0"),

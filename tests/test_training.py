@@ -281,13 +281,13 @@ def test_other_errors_stay_what_they_are(monkeypatch):
 @pytest.mark.parametrize("name", ["floq", "c51", "value_flows"])
 def test_rewards_that_the_agent_is_not_made_for(name, array):
     data = transitions()
-    rewards = data.reward.at[:3].set(jnp.array([-2.5, -2.0, 0.25])) * 1.0
+    rewards = data.reward.at[:3].set(jnp.array([-2.5, -2.0, 0.25]))
     data = dataclasses.replace(data, reward=rewards)
     bounds = {"reward_min": array(-1.0), "reward_max": array(0.0)}
     agent = dataclasses.replace(small(name), **bounds)
-    options = {"num_updates": 0 + 2, "batch_size": 8, "key": KEY, "chunk": 1}
+    options = {"num_updates": 2, "batch_size": 8, "key": KEY, "chunk": 1}
     state = dataclasses.replace(start(agent), step=jnp.array(2))  # nothing is left to do
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="reward_min, reward_max") as caught:
         fit(agent, state, data, **options)
     assert len(caught) == 1
     text = str(caught[0].message)
