@@ -99,7 +99,7 @@ def test_config_round_trip(agent, tmp_path):
         ({"rewards": "own"}, "rewards must be one of"),
         (
             {"rewards": "file", "data": None},
-            "rewards = 'file' needs a file that holds rewards.*--data",
+            "rewards = 'file' needs a file that holds rew.*--data",
         ),
         ({"seed": 2**40}, "seed must be in"),
         ({"environment": "cube-singel-play-v0"}, "Did you mean cube-single-play-v0"),
