@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.core
 import numpy as np
-from jaxtyping import Array
 
 from ..agents.base import Agent, State
 from ..data.transitions import Batch, check_batch
@@ -80,8 +79,8 @@ class RewardWatch:
         self._name, self._which = type(agent).__name__, which
         bounds: list[Any] = [getattr(agent, name, None) for name in ("reward_min", "reward_max")]
         # Bounds that are traced or swept over are not known here.
-        known = all(isinstance(b, int | float | Array) and np.ndim(b) == 0 for b in bounds)
-        self._bounds = bounds if known and not any(map(_is_traced, bounds)) else None
+        unknown = any(b is None or isinstance(b, jax.core.Tracer) or np.ndim(b) for b in bounds)
+        self._bounds = None if unknown else bounds
         self._count, self._outside, self._low, self._high = 0, 0, np.inf, -np.inf
 
     def see(self, rewards: Any) -> None:
@@ -104,7 +103,3 @@ class RewardWatch:
                 "that have such rewards.",
                 stacklevel=3,
             )
-
-
-def _is_traced(x: Any) -> bool:
-    return isinstance(x, jax.core.Tracer)
