@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -62,7 +63,8 @@ def check_batch(data: Batch) -> None:
     rank or other components than they should, or if they are not of floating point numbers.
     """
     for field in dataclasses.fields(Batch):
-        name, array = field.name, getattr(data, field.name)
+        name = field.name
+        array: Any = getattr(data, name)
         if array is None and field.default is None:
             continue
         if not hasattr(array, "shape"):

@@ -51,7 +51,9 @@ def explained(agent: Agent, state: State, observation_size: int) -> Iterator[Non
 
 def _observation_size(agent: Agent, state: State, guess: int) -> int | None:
     """The size of the observations that a state is for, if it can be told from its parameters."""
-    action_size = agent.action_size
+    if agent.action_size is None:
+        return None
+    action_size: int = agent.action_size
 
     def shapes(size: int) -> list[tuple[int, ...]]:
         made = eqx.filter_eval_shape(

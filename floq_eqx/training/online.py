@@ -139,7 +139,7 @@ def fit_online(
     action = None
     while world.step < num_steps and not how.stopped:
         end = min(world.step - world.step % chunk + chunk, num_steps)
-        with explained(agent, state, world.observation.shape[1]):
+        with explained(agent, state, environments.observation_space.shape[-1]):
             now, action = _learn_until(end, inputs, state, replay, world, action, how)
         state, replay = now.state, now.replay
         for callback in callbacks:
