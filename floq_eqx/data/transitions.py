@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -63,11 +62,10 @@ def check_batch(data: Batch) -> None:
     rank or other components than they should, or if they are not of floating point numbers.
     """
     for field in dataclasses.fields(Batch):
-        name = field.name
-        array: Any = getattr(data, name)
+        name, array = field.name, getattr(data, field.name)
         if array is None and field.default is None:
             continue
-        if not hasattr(array, "shape"):
+        if array is None or not hasattr(array, "shape"):
             raise ValueError(f"`{name}` must be an array, got {type(array).__name__}.")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
