@@ -128,8 +128,8 @@ class LinearQuadratic(Problem):
         radius = np.abs(np.linalg.eigvals(closed_loop)).max()
         if discount * radius**2 >= 1:
             raise ValueError(
-                f"The policy's cost is infinite: A - B G has a spectral radius of {radius:.3g}, "
-                f"and with a discount of {discount} it must be below {discount**-0.5:.3g}."
+                f"The policy's cost is infinite: A - B G has a spectral radius of {radius}, "
+                f"and with a discount of {discount} it must be below {discount**-0.5}."
             )
         self.observation_size, self.action_size = b.shape
         self.discount = float(discount)

@@ -486,6 +486,5 @@ def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise FileExistsError(
-                f"{path} exists already: use it, remove it, choose another path, or pass "
-                "overwrite=True."
+                f"{path} exists already: use it, choose another path, or pass overwrite=True."
             )

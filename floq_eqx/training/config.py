@@ -210,8 +210,8 @@ class TrainConfig:
                 f"{self.environment} is not OGBench's, so there are no offline data of it: learn "
                 "from scratch, with num_updates = 0."
             )
-        for name in ("data", "collect_episodes", "success_timing"):
-            if getattr(self, name) is not None:
+        for name in ("data", "collect_episodes", "success_timing", "rewards"):
+            if getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r} means nothing: {self.environment} is not "
                     "OGBench's."
@@ -236,8 +236,14 @@ class TrainConfig:
             raise ValueError(f"{error} {other}") from None
         if name.task is None:
             raise ValueError(
-                f"{self.environment} has no reward: name one of its tasks, such as "
+                f"{self.environment} has no reward: name one of its tasks, in which the agent is "
+                "evaluated even if it learns from a file's own rewards, such as "
                 f"{self.environment.removesuffix('-v0')}-singletask-task1-v0."
+            )
+        if self.rewards == "file" and self.data is None:
+            raise ValueError(
+                "rewards = 'file' needs a file that holds rewards, which OGBench's and collected "
+                "ones do not: give data, its path or folder (--data)."
             )
 
     @property

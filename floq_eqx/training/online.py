@@ -17,6 +17,7 @@ from ..agents.base import Agent, State, check_choice, check_sizes
 from ..data import Batch, Replay, sample_mixture
 from ..data.episodes import EnvironmentFaultError, Successes, observation_fault, one_line
 from ..evaluation import check_resets
+from .checks import RewardWatch, check_fits, explained
 from .loop import DivergedError, raise_if_diverged, with_arrays
 
 
@@ -98,7 +99,11 @@ def fit_online(
 
     **Raises:** `EnvironmentFaultError`; `DivergedError` after a chunk in which a metric or a
     parameter became NaN or infinite; `ValueError` for an agent that needs the data's next actions,
-    or whose learning rate decays to zero before the last update.
+    or whose learning rate decays to zero before the last update, and if `replay` or `offline` are
+    of other sizes than agent, state and environment.
+
+    Warns once, after a chunk, of rewards outside the agent's `reward_min` and `reward_max`, if it
+    has them.
     """
     check_sizes(num_steps=num_steps, batch_size=batch_size, utd=utd, chunk=chunk)
     if agent.uses_next_action:
@@ -106,6 +111,9 @@ def fit_online(
             f"{type(agent).__name__} needs the data's next action, which is not known online."
         )
     check_choice("warmup_with", warmup_with, Literal["random", "policy"])
+    for data in (replay.data, offline):
+        if data is not None:
+            check_fits(agent, data)
     agent.check_decay(state, max(0, num_steps - max(start, warmup)) * utd)
     callbacks = tuple(callbacks)
     # Copies, since the loop writes both in place.
@@ -114,11 +122,13 @@ def fit_online(
         with_arrays(agent), offline, offline_fraction, batch_size, utd * environments.num_envs, key
     )
     world = _World(environments, seed=seed, step=start, tells_success=tells_success)
-    how = _Schedule(warmup, warmup_with == "random", between)
+    watch = RewardWatch(agent, "of the environment so far")
+    how = _Schedule(warmup, warmup_with == "random", between, watch)
     action = None
     while world.step < num_steps and not how.stopped:
         end = min(world.step - world.step % chunk + chunk, num_steps)
-        now, action = _learn_until(end, inputs, state, replay, world, action, how)
+        with explained(agent, state, environments.observation_space.shape[-1]):
+            now, action = _learn_until(end, inputs, state, replay, world, action, how)
         state, replay = now.state, now.replay
         for callback in callbacks:
             callback(now)
@@ -127,11 +137,14 @@ def fit_online(
 
 @dataclasses.dataclass
 class _Schedule:
-    """Until when there are no updates, whose actions come first, and whether to stop."""
+    """Until when there are no updates, whose actions come first, whether to stop, and what is seen
+    of the rewards.
+    """
 
     warmup: int
     random: bool
     between: Callable[[int], bool]
+    rewards: RewardWatch
     stopped: bool = False
 
 
@@ -163,6 +176,8 @@ def _learn_until(
     """One chunk, with the next action."""
     began, first, fault = time.perf_counter(), world.step, None
     history: list[dict[str, Scalar]] = []
+    learned_at: list[int] = []
+    rewards: list[np.ndarray] = []
     world.episodes = []
     try:
         while world.step < end and not how.stopped:
@@ -174,19 +189,24 @@ def _learn_until(
                     action = _explore(inputs, state, world.observation, np.asarray(world.step))
                 chosen, action = np.asarray(action), None
                 if not np.isfinite(chosen).all():
-                    raise DivergedError(int(state.step), ["the policy's action"])
-            replay = _remember(world.advance(chosen), replay)
+                    raise DivergedError(int(state.step), ["the policy's action"], world.step)
+            transition = world.advance(chosen)
+            rewards.append(transition["reward"])
+            replay = _remember(transition, replay)
             if not warming:
                 now = world.observation, np.asarray(world.step)
                 state, metrics, action = _learn(inputs, replay, state, *now)
                 history.append(metrics)
+                learned_at.append(world.step)
             how.stopped = how.between(world.step)
     except EnvironmentFaultError as error:
         fault = error
+    how.rewards.see(np.concatenate([*rewards, np.zeros(0, np.float32)]))
     history = jax.device_get(history)  # at once, and when the updates are done
     columns = {name: np.array([row[name] for row in history]) for name in (history or [{}])[0]}
     each = {name: column.repeat(inputs.num_updates) for name, column in columns.items()}
-    raise_if_diverged(int(state.step), len(history) * inputs.num_updates, each, state)
+    steps = [step for step in learned_at for _ in range(inputs.num_updates)]
+    raise_if_diverged(int(state.step), len(steps), each, state, steps)
     metrics = {name: float(column.mean()) for name, column in columns.items()}
     seconds = time.perf_counter() - began
     progress = OnlineProgress(
