@@ -67,16 +67,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise nearest("command", arguments[0], commands)
         with warnings.catch_warnings(), stopping():
             warnings.showwarning = _note
+            if arguments[0] not in ("collect", "plot") and not {"-h", "--help"} & set(arguments):
+                _check_device()
             commands[arguments[0]](arguments[1:])
     except KeyboardInterrupt as interrupt:
         text = str(interrupt) or "interrupted"
         print(f"floq: {text}", file=sys.stderr)
         return 128 + (interrupt.signum if isinstance(interrupt, Interrupted) else signal.SIGINT)
-    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError, ImportError) as error:
         text = re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
         print(f"floq: error: {text}", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_device() -> None:
+    """Raises a `RuntimeError` for a platform that JAX was told to use and cannot."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # An assertion without a text, where a plugin is missing.
+        raise RuntimeError(
+            f"JAX cannot start on JAX_PLATFORMS={jax.config.jax_platforms}: "
+            f"{str(error) or 'there is no such device, or its plugin is not installed'}. "
+            "JAX_PLATFORMS=cpu runs on the CPU; for NVIDIA's GPUs, pip install 'jax[cuda13]'."
+        ) from error
 
 
 def _note(message: Warning | str, *_: Any) -> None:
@@ -383,7 +399,8 @@ def _online_config(parsed: Any, before: OnlineConfig | None) -> OnlineConfig | N
 
 
 def _evaluate(arguments: list[str]) -> None:
-    from .evaluation import evaluate, make_environments, record
+    from .data.episodes import close_or_warn
+    from .evaluation import check_recording, evaluate, make_environments, record
     from .training.running import describe
 
     @dataclasses.dataclass
@@ -407,10 +424,14 @@ def _evaluate(arguments: list[str]) -> None:
         max_episode_steps: int | None = None
         """Cut episodes off there that do not end before; by default the run's own."""
         video: str | None = None
-        """Also write the first episode as a GIF."""
+        """Also write the first episode to this file, which ends in .gif."""
 
     options = tyro.cli(Evaluate, prog="floq evaluate", args=arguments)
     check_sizes(episodes=options.episodes)
+    if options.max_episode_steps is not None:
+        check_sizes(max_episode_steps=options.max_episode_steps)
+    if options.video is not None:
+        check_recording(options.video)
     run = Run(options.run)
     step = run.choose(options.checkpoint)
     agent, state = run.load(step=step)
@@ -422,7 +443,8 @@ def _evaluate(arguments: list[str]) -> None:
     agent = _with_test_time_options(agent, changes)
     name, timing = run.config.environment, options.success_timing or run.config.success_timing
     shared = {"success_timing": timing, **run.config.environment_kwargs}
-    cap = options.max_episode_steps or run.config.max_episode_steps
+    cap = options.max_episode_steps
+    cap = run.config.max_episode_steps if cap is None else cap
     environments = make_environments(name, min(10, options.episodes), **shared)
     try:
         result = evaluate(
@@ -434,11 +456,20 @@ def _evaluate(arguments: list[str]) -> None:
             seed=options.seed,
         )
     finally:
-        environments.close()
+        close_or_warn("an environment", environments.close)
     _print(f"checkpoint {step}: {describe(result)}")
     _print_published(run)
-    if options.video:
-        path = record(agent, state, name, options.video, seed=options.seed, success_timing=timing)
+    if options.video is not None:
+        path = record(
+            agent,
+            state,
+            name,
+            options.video,
+            seed=options.seed,
+            success_timing=timing,
+            max_episode_steps=cap,
+            environment_kwargs=run.config.environment_kwargs,
+        )
         _print(f"wrote {path}")
 
 
@@ -482,8 +513,8 @@ def _collect(arguments: list[str]) -> None:
         """How many training episodes; OGBench's own number by default."""
         workers: int | None = None
         """How many processes; one a core by default."""
-        seed: int = 0
-        """Episodes depend on this alone, not on the number of workers."""
+        seed: int | None = None
+        """Episodes depend on this alone, not on the number of workers; 0 by default."""
         fetch: bool = False
         """Download the published files instead of collecting."""
         mirror: str | None = None
@@ -492,6 +523,9 @@ def _collect(arguments: list[str]) -> None:
     options = tyro.cli(Collect, prog="floq collect", args=arguments)
     if options.mirror is not None and not options.fetch:
         raise ValueError("--mirror says where to fetch from: give --fetch with it.")
+    for option in ("episodes", "workers", "seed"):
+        if options.fetch and getattr(options, option) is not None:
+            raise ValueError(f"--{option} is for collecting: leave it out to --fetch.")
     name = parse_name(options.env).dataset
     if options.fetch:
         path = fetch_dataset(name, options.out, mirror=options.mirror)
@@ -502,7 +536,7 @@ def _collect(arguments: list[str]) -> None:
             path,
             num_episodes=options.episodes,
             num_workers=options.workers,
-            seed=options.seed,
+            seed=options.seed or 0,
         )
     _print(f"wrote {path}")
 
@@ -584,14 +618,17 @@ def _solvers(arguments: list[str]) -> None:
         """How many observations."""
         candidates: int = 16
         """How many actions to rank in each."""
-        num_updates: int = 6000
-        """With --problem: how long to train."""
+        num_updates: int | None = None
+        """With --problem: how long to train; 6000 updates by default."""
         seed: int = 0
         """Of all random numbers."""
 
     options = tyro.cli(Solvers, prog="floq solvers", args=arguments)
     if (options.run is None) == (options.problem is None):
         raise ValueError("Give the folder of a run, or --problem lqr or walk: one of the two.")
+    if options.problem is None and options.num_updates is not None:
+        raise ValueError("--num-updates is for --problem: a run has been trained already.")
+    num_updates = 6000 if options.num_updates is None else options.num_updates
     shared = {
         "num_observations": options.observations,
         "num_candidates": options.candidates,
@@ -603,7 +640,7 @@ def _solvers(arguments: list[str]) -> None:
     }
     if options.problem is not None:
         folder = Path(options.out or f"solvers-{options.problem}")
-        study = study_problem(options.problem, num_updates=options.num_updates, **shared)
+        study = study_problem(options.problem, num_updates=num_updates, **shared)
     else:
         run = Run(typing.cast(str, options.run))
         folder = Path(options.out or run.folder)

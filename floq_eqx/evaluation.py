@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import equinox as eqx
@@ -17,7 +18,14 @@ from jaxtyping import Array, Float, Int
 
 from ._types import Key, Number
 from .agents.base import Agent, State, check_sizes
-from .data.environments import make_box_environment
+from .data.environments import make_box_environment, making
+from .data.episodes import (
+    EnvironmentFaultError,
+    Successes,
+    close_or_warn,
+    observation_fault,
+    one_line,
+)
 from .data.ogbench import dataset_names, finish, make_environment, unfinished
 
 
@@ -27,8 +35,8 @@ class Evaluation:
 
     **Attributes:**
 
-    - `success`: 1 where the last step's `info["success"]` was true, else 0; NaN where the
-        environment does not tell.
+    - `success`: 1 where the last step's info said so, by `success` or `is_success`, else 0; NaN
+        in all of them where no info of any step said either.
     - `returns`: the undiscounted sum of rewards.
     - `lengths`: the number of steps.
     """
@@ -69,16 +77,21 @@ def evaluate(
         environment with `autoreset_mode=AutoresetMode.DISABLED` and actions in [-1, 1].
     - `num_episodes`: at least 1.
     - `seed`: in [0, 2³¹).
+    - `max_episode_steps`: an episode that does not end before is cut off there, and counts with
+        its return and length so far; a warning says how many were.
     - `before_step`: called before every step; what it raises ends the evaluation.
 
     **Raises:** `ValueError` for an environment that resets by itself; `FloatingPointError` if the
-    policy's action is NaN or infinite, naming episode and step.
+    policy's action is NaN or infinite, and [`floq_eqx.training.EnvironmentFaultError`][] for an
+    environment that raises, or returns what is no observation, reward or success; both name
+    episode and step.
     """
-    check_sizes(num_episodes=num_episodes)
+    check_sizes(num_episodes=num_episodes, max_episode_steps=max_episode_steps)
     _check_seed(seed)
     check_resets(environments)
     num = environments.num_envs
     key = jax.random.key(seed)
+    successes, num_cut = Successes(), 0
     success = np.full(num_episodes, np.nan)
     returns = np.zeros(num_episodes)
     lengths = np.zeros(num_episodes, np.int64)
@@ -90,10 +103,13 @@ def evaluate(
     observation = np.zeros(environments.observation_space.shape, np.float32)
 
     def reset(mask: np.ndarray) -> None:
-        seeds = [seed + int(e) for e in episode]
-        new, _ = environments.reset(seed=seeds, options={"reset_mask": mask})
-        observation[mask] = new[mask]
         step[mask] = 0
+        seeds = [seed + int(e) for e in episode]
+        with _naming(episode[mask], step[mask], "reset"):
+            new, _ = environments.reset(seed=seeds, options={"reset_mask": mask})
+        fault = observation_fault(new, observation.shape, mask & (episode < num_episodes))
+        _raise_fault(fault, episode, step)
+        observation[mask] = new[mask]
 
     reset(np.ones(num, bool))
     while (running := episode < num_episodes).any():
@@ -103,24 +119,76 @@ def evaluate(
         if len(bad):
             raise FloatingPointError(
                 f"The policy's action is NaN or infinite in episode {episode[bad[0]]} at step "
-                f"{step[bad[0]]}: the parameters or the observation are not finite."
+                f"{step[bad[0]]}: the parameters are not finite, or the observation is too large."
             )
-        new, reward, terminated, truncated, info = environments.step(action)
-        observation[:] = new
         step += 1
+        with _naming(episode[running], step[running], "step"):
+            new, reward, terminated, truncated, info = environments.step(action)
+        fault = observation_fault(new, observation.shape, running) or _reward_fault(reward, running)
+        _raise_fault(fault, episode, step)
+        observation[:] = new
         returns[episode[running]] += reward[running]
-        done = terminated | truncated
+        over = terminated | truncated
+        done = over | (step >= max_episode_steps)
         ended = running & done
+        num_cut += int((ended & ~over).sum())
         lengths[episode[ended]] = step[ended]
-        if "success" in info:
-            told = ended & info.get("_success", True)
-            success[episode[told]] = info["success"][told]
+        try:
+            success[episode[ended]] = successes.read(info, running, ended)[ended]
+        except ValueError as error:
+            _raise_fault((str(error), ended), episode, step)
         for index in np.flatnonzero(done):
             episode[index] = next_episode
             next_episode += 1
-        if done.any():
+        if done.any() and (episode < num_episodes).any():
             reset(done)
+    if successes.told:
+        success = np.nan_to_num(success)  # of those that ended before any had told
+    if num_cut:
+        warnings.warn(
+            f"{num_cut} of {num_episodes} episodes did not end within {max_episode_steps} steps "
+            "and were cut off there; max_episode_steps (--max-episode-steps) allows more.",
+            stacklevel=2,
+        )
     return Evaluation(success, returns, lengths)
+
+
+def _reward_fault(reward: Any, rows: np.ndarray) -> tuple[str, np.ndarray] | None:
+    if np.shape(reward) != rows.shape:
+        return f"the shape of its rewards is {np.shape(reward)}, expected {rows.shape}", rows
+    bad = rows & ~np.isfinite(reward)
+    return (f"its reward is {reward[bad][0]}", bad) if bad.any() else None
+
+
+def _raise_fault(
+    fault: tuple[str, np.ndarray] | None, episode: np.ndarray, step: np.ndarray
+) -> None:
+    if fault is not None:
+        problem, rows = fault
+        raise _fault(problem, episode[rows], step[rows])
+
+
+def _fault(problem: str, episode: np.ndarray, step: np.ndarray) -> EnvironmentFaultError:
+    """In one of these episodes: which, a vector environment that raised does not say."""
+
+    def one_of(name: str, numbers: np.ndarray) -> str:
+        known = [str(number) for number in np.unique(numbers)]
+        return f"{name} {known[0]}" if len(known) == 1 else f"one of {name}s {', '.join(known)}"
+
+    return EnvironmentFaultError(
+        problem,
+        step=int(step.max()),
+        where=f"in {one_of('episode', episode)} at {one_of('step', step)}",
+        episode=int(episode[0]) if len(episode) == 1 else None,
+    )
+
+
+@contextlib.contextmanager
+def _naming(episode: np.ndarray, step: np.ndarray, method: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _fault(f"its {method} raised {one_line(error)}", episode, step) from error
 
 
 def check_resets(environments: Any) -> None:
@@ -168,6 +236,7 @@ def act_batch(
 
 def make_environments(
     name: str,
+    /,
     num: int = 10,
     *,
     asynchronous: bool = False,
@@ -188,7 +257,8 @@ def make_environments(
         OGBench from 1.2 on) or after it (`"post"`, before; published numbers are made so).
     - `**kwargs`: for the environment.
 
-    **Raises:** `ValueError` for an environment that is not known, or not of boxes.
+    **Raises:** `ValueError` for an environment that is not known, cannot be made, or is not of
+    boxes.
     """
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
@@ -196,7 +266,15 @@ def make_environments(
     make = functools.partial(_seeded, name, success_timing, kwargs)
     mode = AutoresetMode.DISABLED
     if asynchronous:
-        return AsyncVectorEnv([make] * num, context="spawn", autoreset_mode=mode)
+        try:
+            return AsyncVectorEnv([make] * num, context="spawn", autoreset_mode=mode)
+        except ValueError:  # the first is made here, and says it all
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{name} can be made here, but not in a process of its own: {one_line(error)}. "
+                "What a script registers is not known there: give its id as module:Id-v0."
+            ) from error
     return SyncVectorEnv([make] * num, autoreset_mode=mode)
 
 
@@ -216,7 +294,17 @@ def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: di
 
     if name not in dataset_names():
         return make_box_environment(name, **kwargs)
-    return SeededReset(make_environment(name, success_timing=success_timing, **kwargs))
+    with making(name):
+        environment = make_environment(name, success_timing=success_timing, **kwargs)
+    return SeededReset(environment)
+
+
+def check_recording(path: str | os.PathLike[str]) -> Path:
+    """The path of a recording, which must end as the GIF that it will be."""
+    path = Path(path)
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"Recordings are animated GIFs: {path} must end in .gif.")
+    return path
 
 
 def record(
@@ -228,42 +316,61 @@ def record(
     seed: int = 0,
     success_timing: Literal["pre", "post"] | None = None,
     fps: int = 20,
+    max_episode_steps: int = 10_000,
+    environment_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Writes the first episode of an evaluation with the same seed as an animated GIF.
 
-    **Arguments:** `agent`, `state`: who acts; `name`: the environment's; `path`: the file;
-    `seed`: the episode's; `success_timing`: as in
-    [`floq_eqx.evaluation.make_environments`][]; `fps`: frames a second.
+    **Arguments:**
+
+    - `agent`, `state`: who acts.
+    - `name`, `success_timing`: as in [`floq_eqx.evaluation.make_environments`][].
+    - `path`: the file, which ends in `.gif`.
+    - `seed`, `max_episode_steps`: as in [`floq_eqx.evaluation.evaluate`][].
+    - `fps`: frames a second.
+    - `environment_kwargs`: arguments for the environment.
 
     **Returns:** the path.
 
-    **Raises:** `RuntimeError` if this machine cannot render.
+    **Raises:** `RuntimeError` if the environment cannot be rendered here; as `make_environments`
+    and `evaluate` do; `ValueError` for another ending.
     """
+    from gymnasium.vector import VectorWrapper
     from PIL import Image
 
-    check_sizes(fps=fps)
+    check_sizes(fps=fps, max_episode_steps=max_episode_steps)
     _check_seed(seed)
-    path = Path(path)
+    path = check_recording(path)
+    frames = []
+
+    class Filming(VectorWrapper):
+        def step(self, actions: Any):
+            out = self.env.step(actions)
+            frames.append(_frame(name, environment))
+            return out
+
     # OGBench's environments know what to render; Gymnasium's others must be told.
-    options = {} if name in dataset_names() else {"render_mode": "rgb_array"}
-    with contextlib.closing(_seeded(name, success_timing, options)) as environment:
-        observation, _ = environment.reset(seed=seed)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module="glfw")  # the error below says it all
-                frames = [environment.unwrapped.render()]
-        except Exception as error:
-            raise RuntimeError(
-                "This machine cannot render. MuJoCo needs OpenGL: without a display, install EGL "
-                f"or OSMesa and set MUJOCO_GL=egl or MUJOCO_GL=osmesa. It says: {error}"
-            ) from error
-        key, done, step = jax.random.key(seed), False, 0
-        while not done:
-            batch = np.asarray(observation, np.float32)[None]
-            action = act_batch(agent, state, batch, key, np.array([0]), np.array([step]))
-            observation, _, terminated, truncated, _ = environment.step(np.asarray(action)[0])
-            frames.append(environment.unwrapped.render())
-            done, step = terminated or truncated, step + 1
+    options = dict(environment_kwargs)
+    if name not in dataset_names():
+        options["render_mode"] = "rgb_array"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*render_mode")  # the errors say it
+        environments = make_environments(name, 1, success_timing=success_timing, **options)
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_or_warn, "an environment", environments.close)
+        environment = environments.envs[0]
+        with _naming(np.zeros(1, int), np.zeros(1, int), "reset"):
+            environment.reset(seed=seed)
+        frames.append(_frame(name, environment))
+        # Which resets it again, with the same seed.
+        evaluate(
+            agent,
+            state,
+            Filming(environments),
+            num_episodes=1,
+            seed=seed,
+            max_episode_steps=max_episode_steps,
+        )
     first, *others = [Image.fromarray(frame) for frame in frames]
     with unfinished(path) as file:
         first.save(
@@ -271,3 +378,33 @@ def record(
         )
         finish(file, path)
     return path
+
+
+def _frame(name: str, environment: Any) -> np.ndarray:
+    """A picture of an environment.
+
+    **Raises:** `RuntimeError` if there is none, with advice if OpenGL may be what is missing.
+    """
+    inner = environment.unwrapped
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="glfw")  # the error below says it all
+            frame = inner.render()
+    except Exception as error:
+        advice = ""
+        if any(
+            type(part).__module__.split(".")[0] == "mujoco"
+            for part in getattr(inner, "__dict__", {}).values()
+        ):
+            advice = (
+                " MuJoCo needs OpenGL: without a display, install EGL or OSMesa and set "
+                "MUJOCO_GL=egl or MUJOCO_GL=osmesa."
+            )
+        raise RuntimeError(f"{name} cannot render here: {one_line(error)}.{advice}") from error
+    if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3):
+        modes = inner.metadata.get("render_modes", [])
+        raise RuntimeError(
+            f"{name} cannot render: with render_mode='rgb_array' it draws no picture, but "
+            f"{type(frame).__name__}; the modes that it knows: {', '.join(modes) or 'none'}."
+        )
+    return frame

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import http.server
 import inspect
+import re
 import threading
 import warnings
 import zipfile
@@ -18,6 +19,7 @@ import pytest
 from floq_eqx.data import (
     Batch,
     DatasetName,
+    check_batch,
     check_data,
     collect_dataset,
     dataset_names,
@@ -105,11 +107,57 @@ def test_check_data_refuses(batch):
         check_data(take(batch, jnp.zeros(0, int)))
     with pytest.raises(ValueError, match=r"\[-1, 1\], got 2"):
         check_data(eqx.tree_at(lambda b: b.action, batch, 2.0 * batch.action))
+    # A number that is rounded must not contradict the message.
+    barely = batch.action.at[2].set(jnp.nextafter(jnp.float32(1), jnp.float32(2)))
+    with pytest.raises(ValueError, match=r"\[-1, 1\], got 1\.0000001 in 1 of 6 .* number 2"):
+        check_data(eqx.tree_at(lambda b: b.action, batch, barely))
+    for value in (-0.5, 1.5):
+        masks = batch.mask.at[4].set(value)
+        message = rf"\[0, 1\], got {value} in 1 of 6 .* number 4: a mask is 0"
+        with pytest.raises(ValueError, match=message):
+            check_data(eqx.tree_at(lambda b: b.mask, batch, masks))
+
+
+MISSHAPEN = [
+    ("action", lambda a: a[:4], r"`action` has the shape \(4, 1\), expected \(6, 1\)"),
+    ("action", lambda a: a[:, 0], r"`action` has the shape \(6,\), expected \(transitions, comp"),
+    ("observation", lambda a: a[..., None], r"`observation` has the shape \(6, 2, 1\)"),
+    ("observation", lambda a: a[0, 0], r"`observation` has the shape \(\), expected \(trans"),
+    ("observation", lambda a: a[:5], r"`action` has the shape \(6, 1\), expected \(5, 1\)"),
+    ("reward", lambda a: a[:, None], r"`reward` has the shape \(6, 1\), expected \(6,\): give one"),
+    ("reward", lambda a: a[:3], r"`reward` has the shape \(3,\), expected \(6,\)"),
+    ("reward", lambda a: 0.0, "`reward` must be an array, got float"),
+    ("mask", lambda a: a[:, None], r"`mask` has the shape \(6, 1\)"),
+    ("mask", lambda a: a > 0, r"`mask` is of type bool, .* mask.astype\(jnp.float32\)"),
+    ("next_observation", lambda a: a[:, :1], r"\(6, 2\): .* of the components of `observation`"),
+    ("next_action", lambda a: a.repeat(2, 1), r"\(6, 1\): .* of the components of `action`"),
+    ("observation", lambda a: a.astype(np.uint8), "`observation` is of type uint8"),
+    ("action", lambda a: a.astype(int), "`action` is of type int.*convert it to float32"),
+]
+
+
+@pytest.mark.parametrize(("field", "change", "message"), MISSHAPEN)
+def test_misshapen_batches(field, change, message, batch):
+    batch = eqx.tree_at(lambda b: b.next_action, batch, batch.action, is_leaf=_is_none)
+    check_batch(batch)
+    # Not with `Batch(...)`, whose types are checked here, though not where people use it.
+    bad = eqx.tree_at(lambda b: getattr(b, field), batch, change(getattr(batch, field)))
+    for check in (check_batch, check_data, lambda b: sample(b, 2, key=jax.random.key(0))):
+        with pytest.raises(ValueError, match=message):
+            check(bad)
+    with pytest.raises(ValueError, match=message):  # and where there are no values
+        eqx.filter_eval_shape(lambda b: check_batch(b) or 0, bad)
+
+
+def test_no_batch_of_lost_rows(batch):
+    """JAX takes the last row for every index beyond an array's end."""
+    with pytest.raises(ValueError, match="as many as `observation` has"):
+        sample(eqx.tree_at(lambda b: b.action, batch, batch.action[:5]), 2, key=jax.random.key(0))
 
 
 def test_reward_range(batch):
     assert reward_range(batch) == (-6.0, -1.0)
-    with pytest.raises(ValueError, match=r"All 6 rewards are equal \(-1\)"):
+    with pytest.raises(ValueError, match=r"All 6 rewards are equal \(-1.0\)"):
         reward_range(eqx.tree_at(lambda b: b.reward, batch, -jnp.ones(6)))
 
 
@@ -360,8 +408,10 @@ def test_path_and_directory(tmp_path):
 def test_not_an_archive(content, tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"not an intact .npz"):
+    with pytest.raises(ValueError, match=r"not an intact .npz.*Move it elsewhere") as caught:
         load_dataset(MAZE, path=path)
+    assert not re.search("remove|delete", str(caught.value), re.IGNORECASE)
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
@@ -523,6 +573,71 @@ def test_terminals_are_flags(arrays, tmp_path):
     arrays["terminals"][0] = 0.5
     with pytest.raises(ValueError, match="must be 0 or 1"):
         _load(tmp_path / "a.npz", arrays)
+
+
+# -------------------------------------------------------------------------- rewards of the file
+
+
+def test_rewards_of_a_file_are_not_dropped_in_silence(arrays, tmp_path):
+    task = _load(tmp_path / "a.npz", arrays)
+    valid = ~arrays["terminals"]
+    own = {"rewards": np.full(8, -1.0), "masks": np.ones(8, bool)}
+    assert (task.reward == -1).all()  # so these are the task's, and nothing is to be said
+    assert eqx.tree_equal(_load(tmp_path / "b.npz", arrays | own), task)
+    own["rewards"][[1, 3, 6]], own["masks"][5] = 7.0, False  # 3 is the last of its trajectory
+    message = "`rewards` of 2 of 6 transitions and `masks` of 1 of 6 .* not used.*--rewards file"
+    with pytest.warns(UserWarning, match=message) as caught:
+        assert eqx.tree_equal(_load(tmp_path / "c.npz", arrays | own), task)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="`rewards` of 6 of 6 transitions are not"):
+        _load(tmp_path / "d.npz", arrays | {"rewards": np.full((8, 1), -1.0)})
+    data = load_dataset(MAZE, path=tmp_path / "c.npz", rewards="file")
+    np.testing.assert_array_equal(data.reward, own["rewards"][valid])
+    np.testing.assert_array_equal(data.mask, own["masks"][valid])
+    assert data.reward.dtype == data.mask.dtype == jnp.float32
+    np.testing.assert_array_equal(data.next_observation, task.next_observation)
+
+
+@pytest.mark.parametrize("name", [MAZE, MAZE_DATASET])
+def test_rewards_of_a_file_alone(name, arrays, tmp_path):
+    """Neither masks nor what a task is told by are needed, nor a task."""
+    del arrays["qpos"], arrays["qvel"]
+    arrays["rewards"] = np.arange(8)
+    arrays["rewards"] = np.where(arrays["terminals"], np.nan, arrays["rewards"])
+    np.savez(tmp_path / "a.npz", **arrays)
+    data = load_dataset(name, path=tmp_path / "a.npz", rewards="file")
+    np.testing.assert_array_equal(data.reward, [0, 1, 2, 4, 5, 6])
+    np.testing.assert_array_equal(data.mask, np.ones(6))
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({}, "lacks rewards; .* needs .*rewards with the rewards of the file"),
+        ({"masks": np.ones(8)}, "lacks rewards"),
+        ({"rewards": np.ones((8, 1))}, r"`rewards` has shape \(8, 1\), expected one number a step"),
+        ({"rewards": np.ones(7)}, "differ in length.*'rewards': 7"),
+        ({"rewards": np.ones(8), "masks": np.ones(9)}, "differ in length.*'masks': 9"),
+        (
+            {"rewards": np.array([0, 1, 2, 3, 4, np.nan, np.inf, 7])},
+            "`rewards` is NaN or infinite in 2 of 6 transitions, first nan in step number 5",
+        ),
+        ({"rewards": np.full(8, 1e39)}, "`rewards` is NaN or infinite in 6 of 6"),
+        (
+            {"rewards": np.ones(8), "masks": np.array([0, 0, 1, 0, 1, 2, 1, 1])},
+            r"`masks` is outside \[0, 1\] in 1 of 6 transitions, first 2.0 in step number 5",
+        ),
+    ],
+)
+def test_bad_rewards_of_a_file(own, message, arrays, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays, **own)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(MAZE, path=tmp_path / "a.npz", rewards="file")
+
+
+def test_rewards_of_another_kind(arrays, tmp_path):
+    with pytest.raises(ValueError, match="rewards must be 'task' or 'file', got 'own'"):
+        inspect.unwrap(load_dataset)(MAZE, path=tmp_path / "a.npz", rewards="own")
 
 
 # ------------------------------------------------------------------------------------- fetching

@@ -290,6 +290,13 @@ def test_datasets(maze, fuzz, effort, tmp_path, monkeypatch):
         for _ in range(60 * effort):
             path.write_bytes(damaged(content, rng))
             fuzz(load, names=path, harmless=same)
+    own = {"rewards": rng.choices((-1.0, 0.0), k=40), "masks": rng.choices((0.0, 1.0), k=40)}
+    np.savez(path, **maze, **own)
+    content, load_own = path.read_bytes(), lambda: load_dataset(MAZE, path=path, rewards="file")
+    good_own = load_own()
+    for _ in range(20 * effort):
+        path.write_bytes(damaged(content, rng))
+        fuzz(load_own, names=path, harmless=lambda loaded: eqx.tree_equal(loaded, good_own))
     for key in maze:
         arrays = {key: maze[key]} | maze
         for members in malicious(arrays, trap):

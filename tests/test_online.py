@@ -1,7 +1,9 @@
 """Learning online, on environments whose every step is known."""
 
 import dataclasses
+import warnings
 
+import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ from floq_eqx.data import Batch, Replay
 from floq_eqx.data.environments import make_box_environment
 from floq_eqx.networks import MLPConfig
 from floq_eqx.training import DivergedError, EnvironmentFaultError, fit_online
+
+from .runs import small_agent
 
 KEY = jax.random.key(0)
 SMALL = MLPConfig((8,), layer_norm=True)
@@ -156,6 +160,49 @@ def test_offline_data_in_the_mixture():
     _, replay = fit(replay=Replay.from_data(fine, 20), num_steps=30)
     np.testing.assert_array_equal(replay.data.reward[:8], 1)
     np.testing.assert_array_equal(replay.data.observation[:8], 0)
+
+
+def test_divergence_names_the_step_of_the_environment():
+    zeros = jnp.zeros((8, 2)), jnp.zeros((8, 1))
+    data = Batch(*zeros, jnp.full(8, jnp.nan), jnp.ones(8), zeros[0])
+    with pytest.raises(DivergedError, match=r"at update 1, after environment step 7\. ") as caught:
+        fit(offline=data, utd=2)
+    assert (caught.value.step, caught.value.env_step) == (1, 7)
+    state = jax.tree.map(
+        lambda x: x * jnp.asarray(jnp.nan, x.dtype) if eqx.is_inexact_array(x) else x,
+        AGENT.init(2, 1, key=KEY),
+    )
+    with pytest.raises(DivergedError, match=r"action .* at update 0, after environment step 0\. "):
+        fit(state=state, warmup_with="policy")
+
+
+@pytest.mark.parametrize("name", ["c51", "floq"])
+def test_rewards_that_the_agent_is_not_made_for(name):
+    """Said once, after the first chunk that shows it."""
+    agent = small_agent(name, action_size=1, reward_min=0.0, reward_max=3.0)
+    state = agent.init(2, 1, key=KEY)
+    options = {"agent": agent, "state": state, "warmup": 99, "num_steps": 12, "chunk": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(clocks(3, 2), **options | {"chunk": 4})
+    with pytest.warns(UserWarning, match="reward_min, reward_max") as caught:
+        fit(clocks(5), **options)
+    assert len(caught) == 1
+    text = str(caught[0].message)
+    assert "2 of 6 rewards of the environment so far lie outside" in text
+    assert "[0.0, 3.0]: they are between 1.0 and 5.0" in text
+    assert "--reward-max" in text
+
+
+def test_sizes_that_do_not_agree():
+    with pytest.raises(ValueError, match=r"state is made for observations of 4 .* they have 2"):
+        fit(state=AGENT.init(4, 1, key=KEY))
+    with pytest.raises(ValueError, match=r"SAC is made for actions of 1 .* data have 3"):
+        fit(replay=Replay.empty(9, 2, 3))
+    zeros = jnp.zeros((8, 2)), jnp.zeros((8, 1)), jnp.zeros(8), jnp.ones(8), jnp.zeros((8, 2))
+    cut = eqx.tree_at(lambda b: b.reward, Batch(*zeros), jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"`reward` has the shape \(4,\), expected \(8,\)"):
+        fit(offline=cut)
 
 
 def test_what_cannot_be_done_says_so():

@@ -39,6 +39,12 @@ def transitions(first, count, **options):
     return of(np.arange(first, first + count), **options)
 
 
+def cut():
+    """Four transitions of which one action is lost."""
+    batch = transitions(0, 4)
+    return eqx.tree_at(lambda b: b.action, batch, batch.action[:3])
+
+
 def numbers(batch):
     """Those of a batch, once it is certain that no transition is made of two."""
     assert equal(batch, of(batch.reward))
@@ -46,16 +52,16 @@ def numbers(batch):
 
 
 def equal(ours, theirs):
-    """To the bit, where NaN is NaN; nothing of it is compiled."""
+    """To the bit; nothing of it is compiled."""
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def held(replay):
     """The numbers in the buffer; the rest of it has to be empty."""
     size = int(replay.size)
     empty = jax.tree.map(lambda x: np.asarray(x)[size:], replay.data)
-    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(empty))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(empty))
     return numbers(jax.tree.map(lambda x: np.asarray(x)[:size], replay.data))
 
 
@@ -178,8 +184,11 @@ def test_what_was_collected_restores_the_buffer(protect, offline, added):
 def test_empty():
     replay = Replay.empty(3, 2, 1)
     assert (replay.capacity, int(replay.size)) == (3, 0)
-    drawn = sample(replay, KEY)
-    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(drawn))
+    with pytest.raises(ValueError, match="buffer without transitions: add some first"):
+        replay.sample(4, key=KEY)
+    drawn = sample(replay, KEY)  # compiled, where nothing can be raised
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(drawn))
+    assert len(replay.add(transitions(0, 1)).sample(4, key=KEY)) == 4
     assert replay.data.next_action is None
     with_next = Replay.empty(3, 2, 1, with_next_action=True)
     full = with_next.add(transitions(0, 3, with_next_action=True))
@@ -204,9 +213,10 @@ class TestMixture:
         assert (len(seen & set(range(50))) > 45) == (count > 2)
 
     def test_all_is_offline_while_there_is_nothing_else(self):
-        drawn = numbers(mixture(self.offline, Replay.empty(4, 2, 1), 0.5, KEY))
-        assert len(set(drawn)) > 5
-        assert max(drawn) < 50
+        for draw in (mixture, lambda a, b, c, key: sample_mixture(a, b, 10, c, key=key)):
+            drawn = numbers(draw(self.offline, Replay.empty(4, 2, 1), 0.5, KEY))
+            assert len(set(drawn)) > 5
+            assert max(drawn) < 50
 
     @pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
     def test_bad_fraction(self, fraction):
@@ -239,7 +249,13 @@ class TestMixture:
             lambda: Replay.empty(3, 2, 1).add(transitions(0, 1, with_next_action=True)),
             "same next actions",
         ),
-        (lambda: Replay.empty(3, 2, 1).sample(0, key=KEY), "batch_size must be"),
+        (
+            lambda: Replay.from_data(transitions(0, 2), 3).sample(0, key=KEY),
+            "batch_size must be",
+        ),
+        (lambda: Replay.from_data(cut(), 9), r"`action` has the shape \(3, 1\), .*\(4, 1\)"),
+        (lambda: Replay.empty(9, 2, 1).add(cut()), r"`action` has the shape \(3, 1\), .*\(4, 1\)"),
+        (lambda: add(Replay.empty(9, 2, 1), cut()), r"`action` has the shape \(3, 1\)"),
     ],
 )
 def test_misuse(misuse, message):

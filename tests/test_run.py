@@ -96,6 +96,11 @@ def test_config_round_trip(agent, tmp_path):
         ({"evaluate_every": 7}, "evaluate_every must be a multiple of log_every = 5, got 7"),
         ({"checkpoint_every": 7}, "checkpoint_every must be a multiple of log_every = 5, got 7"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*31\), got -1"),
+        ({"rewards": "own"}, "rewards must be one of"),
+        (
+            {"rewards": "file", "data": None},
+            "rewards = 'file' needs a file that holds rew.*--data",
+        ),
         ({"seed": 2**40}, "seed must be in"),
         ({"environment": "cube-singel-play-v0"}, "Did you mean cube-single-play-v0"),
         ({"environment": "cube-single-play-v0"}, "has no reward.*-singletask-task1-v0"),
@@ -265,6 +270,24 @@ def test_what_fails_before_training_leaves_nothing(tmp_path, data):
     (folder / ".config.json.0123abcd.partial").write_text("{")
     run = train(small_config(data.parent, num_updates=5), folder)
     assert run.steps() == [5]
+
+
+def test_rewards_of_the_file_reach_the_run(data, tmp_path):
+    with np.load(data) as file:
+        arrays = dict(file)
+    path = tmp_path / data.name
+    rewards = np.linspace(0, 5, len(arrays["terminals"])).astype(np.float32)
+    np.savez(path, **arrays, rewards=rewards)
+    config = small_config(path, "c51", rewards="file", num_updates=5, evaluate_every=5)
+    run = train(config, tmp_path / "run", progress=False)
+    own = rewards[~arrays["terminals"]]
+    assert (run.config.agent.reward_min, run.config.agent.reward_max) == (own[0], own[-1])
+    assert run.config.rewards == "file"
+    np.testing.assert_array_equal(find_data(run.config).reward, own)
+    with pytest.warns(UserWarning, match="--rewards file"):
+        find_data(dataclasses.replace(config, rewards="task"))
+    with pytest.raises(ValueError, match="rewards: 'file' before, 'task' now"):
+        train(dataclasses.replace(config, rewards="task"), run.folder, resume=True, progress=False)
 
 
 def test_data_may_be_a_folder(data):

@@ -78,7 +78,7 @@ def test_a_line_now_and_then_where_nothing_can_be_drawn(monkeypatch, capsys):
             clock.now += 2.0
             show(done)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 500 // 30
+    assert len(lines) == 500 // 30  # two seconds each
     assert lines[0] == "update 130 of 1000, 0.5 a second, 29:00 left"
     with progress_bar("update", total=1000, show=False) as show:
         clock.now += 1000
@@ -87,7 +87,7 @@ def test_a_line_now_and_then_where_nothing_can_be_drawn(monkeypatch, capsys):
         for done in range(0, 10**6, 1000):
             clock.now += 1000
             show(done)
-    assert len(capsys.readouterr().err.splitlines()) == 100
+    assert len(capsys.readouterr().err.splitlines()) == 99
 
 
 def test_a_bar_in_a_notebook(monkeypatch, capsys):
@@ -117,6 +117,7 @@ def test_a_backend_inherited_from_a_notebook(data, tmp_path, backend):
     assert "learning_curve.png" in names(tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("default")
 def test_what_comes_after_the_last_checkpoint_fails_no_run(capsys, monkeypatch, data, tmp_path):
     """A figure that cannot be drawn, a logger or an environment that cannot be closed."""
     from floq_eqx.training import running
@@ -156,6 +157,19 @@ def test_negative_numbers(capsys, monkeypatch, number):
     floq(capsys, "train", *words, "--reward-min", number)
     floq(capsys, "train", *words, f"--reward_min={number}")
     assert [config.agent.reward_min for config in seen] == [float(number)] * 2
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there(tmp_path, platform):
+    done = subprocess.run(
+        [sys.executable, "-m", "floq_eqx", "train", "--out", str(tmp_path / "run")],
+        env=os.environ | {"JAX_PLATFORMS": platform, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert done.stderr.startswith(f"floq: error: JAX cannot start on JAX_PLATFORMS={platform}: ")
+    assert names(tmp_path) == []
 
 
 class Drawn(gymnasium.Env):
@@ -219,8 +233,22 @@ def test_options_that_would_mean_nothing(capsys, tmp_path, data):
         ),
         ([*online, "--offline-data", "none", "--no-keep-offline"], "keep_offline is for"),
         (["--keep", "all", "--num-kept", "5"], "num_kept = 5 means nothing"),
+        ([*pendulum, "--rewards", "file"], "rewards = 'file' means nothing"),
+        ([*pendulum, "--warmup", "0", "--warmup-with", "policy"], "means nothing with warmup = 0"),
+        (
+            [*online, "--num-updates", "0", "--offline-data", "none", "--data", data],
+            "no offline data are used",
+        ),
     ]:
         status, _, err = floq(capsys, "train", *words, "--out", tmp_path / "run")
+        assert (status, message in err, err.count("\n")) == (1, True, 1), err
+    cube = "cube-single-play-v0"
+    for words, message in [
+        (["collect", cube, "--fetch", "--seed", "0"], "--seed is for collecting"),
+        (["collect", cube, "--fetch", "--episodes", "3"], "--episodes is for collecting"),
+        (["solvers", tmp_path, "--num-updates", "3"], "--num-updates is for --problem"),
+    ]:
+        status, _, err = floq(capsys, *words)
         assert (status, message in err, err.count("\n")) == (1, True, 1), err
     assert names(tmp_path) == []
 

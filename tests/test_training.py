@@ -1,6 +1,10 @@
 """The compiled loop: contracts that every agent keeps, and what `fit` does around it."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import warnings
 
 import equinox as eqx
 import jax
@@ -8,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from floq_eqx.agents import AGENTS
+from floq_eqx.agents import AGENTS, BC
 from floq_eqx.data import Batch
 from floq_eqx.training import DivergedError, fit, train_seeds, train_steps
 
@@ -214,3 +218,111 @@ def test_fit_sees_a_parameter_that_no_metric_shows():
     state = eqx.tree_at(lambda s: s.opt_state, state, broken)
     with pytest.raises(DivergedError, match="a parameter NaN or infinite at update 1"):
         fit(agent, state, data, num_updates=1, batch_size=8, key=KEY)
+
+
+CUT = {
+    "action": (lambda a: a[:190], r"`action` has the shape \(190, 2\), expected \(200, 2\)"),
+    "reward": (lambda a: a[:, None], r"`reward` has the shape \(200, 1\), expected \(200,\)"),
+    "mask": (lambda a: a[:100], r"`mask` has the shape \(100,\), expected \(200,\)"),
+    "observation": (lambda a: a.astype(jnp.uint8), "`observation` is of type uint8"),
+}
+
+
+@pytest.mark.parametrize("field", CUT)
+def test_data_that_are_not_whole_do_not_train(field):
+    change, message = CUT[field]
+    agent, data = small("fql"), transitions()
+    data = eqx.tree_at(lambda d: getattr(d, field), data, change(getattr(data, field)))
+    refuses_all(agent, start(agent), data, message)
+
+
+def refuses_all(agent, state, data, message):
+    """Also if it was made for several seeds at once."""
+    options = {"num_updates": 2, "batch_size": 8}
+    with pytest.raises(ValueError, match=message):
+        train_steps(agent, state, data, key=KEY, **options)
+    with pytest.raises(ValueError, match=message):
+        fit(agent, state, data, key=KEY, **options)
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    with pytest.raises(ValueError, match=message):
+        train_seeds(agent, states, data, keys=jax.random.split(KEY), **options)
+
+
+@pytest.mark.parametrize("name", ["floq", "sac", "iql", "bc_flow"])
+def test_a_state_for_other_observations(name):
+    agent = small(name)
+    message = "The state is made for observations of 5 components, and here they have 3"
+    refuses_all(agent, agent.init(5, 2, key=KEY), transitions(), message)
+
+
+def test_an_agent_for_other_data():
+    agent, data = small_agent("fql", action_size=1), transitions()
+    message = "FQL is made for actions of 1 components, and those of the data have 2"
+    refuses_all(agent, agent.init(3, 1, key=KEY), data, message)
+    agent = small("rebrac")
+    data = dataclasses.replace(data, next_action=None)
+    refuses_all(
+        agent, start(agent), data, "ReBRAC needs the data's `next_action`.*with_next_action"
+    )
+
+
+def test_other_errors_stay_what_they_are(monkeypatch):
+    agent = small_agent("bc", action_size=2)
+
+    def broken(self, *_):
+        raise TypeError("of its own")
+
+    monkeypatch.setattr(BC, "loss", broken)
+    with pytest.raises(TypeError, match="of its own"):
+        train_steps(agent, start(agent), transitions(), num_updates=2, batch_size=8, key=KEY)
+
+
+@pytest.mark.parametrize("array", [float, jnp.array])
+@pytest.mark.parametrize("name", ["floq", "c51", "value_flows"])
+def test_rewards_that_the_agent_is_not_made_for(name, array):
+    data = transitions()
+    rewards = data.reward.at[:3].set(jnp.array([-2.5, -2.0, 0.25]))
+    data = dataclasses.replace(data, reward=rewards)
+    bounds = {"reward_min": array(-1.0), "reward_max": array(0.0)}
+    agent = dataclasses.replace(small(name), **bounds)
+    options = {"num_updates": 2, "batch_size": 8, "key": KEY, "chunk": 1}
+    state = dataclasses.replace(start(agent), step=jnp.array(2))  # nothing is left to do
+    with pytest.warns(UserWarning, match="reward_min, reward_max") as caught:
+        fit(agent, state, data, **options)
+    assert len(caught) == 1
+    text = str(caught[0].message)
+    assert "3 of 200 rewards of the data lie outside" in text
+    assert "[-1.0, 0.0]: they are between -2.5 and 0.25" in text
+    assert "--reward-min" in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(agent.for_data(data), state, data, **options)
+        fit(small("fql"), state, data, **options)  # which has no bounds
+
+
+DEBUGGED = """
+import jax, jax.numpy as jnp
+from floq_eqx.data import Batch, Replay
+from floq_eqx.evaluation import make_environments
+from floq_eqx.training import fit, fit_online
+from tests.runs import small_agent
+
+key = jax.random.key(0)
+data = Batch(*(jax.random.uniform(key, (20, n)[: 1 + (n > 0)]) for n in (3, 1, 0, 0, 3)))
+agent = small_agent("floq").for_data(data)
+state = agent.init(3, 1, key=key)
+state = fit(agent, state, data, num_updates=4, batch_size=4, key=key, chunk=2)
+agent = small_agent("sac", action_size=1)
+state, replay = agent.init(3, 1, key=key), Replay.empty(20, 3, 1)
+world = make_environments("Pendulum-v1", 1)
+fit_online(agent, state, replay, world, num_steps=8, warmup=2, batch_size=4, key=key, chunk=4)
+fit_online(agent, state, replay, world, num_steps=8, batch_size=4, key=key, offline=data)
+print(jax.config.jax_debug_nans)
+"""
+
+
+def test_jax_can_look_for_nan():
+    environment = os.environ | {"JAX_DEBUG_NANS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", DEBUGGED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-3000:]

@@ -267,7 +267,7 @@ def check_range(
     if isinstance(value, int | float) and not (
         low <= value < float("inf") and (value < high if open_high else value <= high)
     ):
-        interval = f"[{low:g}, {high:g}{')' if open_high or high == float('inf') else ']'}"
+        interval = f"[{low}, {high}{')' if open_high or high == float('inf') else ']'}"
         raise ValueError(f"{name} must be in {interval}, got {value!r}.")
 
 

@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._types import Action, Key, Number, Observation, Scalar
@@ -113,6 +112,8 @@ class LinearQuadratic(Problem):
         policy_noise: Number = 0.2,
         reward_noise: Number = 0.0,
     ):
+        from scipy.linalg import solve_discrete_lyapunov  # slow to import
+
         a, b, g = (np.asarray(matrix, np.float64) for matrix in (dynamics, control, gain))
         if not (a.ndim == b.ndim == 2 and a.shape == (len(b), len(b)) and g.shape == b.T.shape):
             raise ValueError(
@@ -127,8 +128,8 @@ class LinearQuadratic(Problem):
         radius = np.abs(np.linalg.eigvals(closed_loop)).max()
         if discount * radius**2 >= 1:
             raise ValueError(
-                f"The policy's cost is infinite: A - B G has a spectral radius of {radius:.3g}, "
-                f"and with a discount of {discount} it must be below {discount**-0.5:.3g}."
+                f"The policy's cost is infinite: A - B G has a spectral radius of {radius}, "
+                f"and with a discount of {discount} it must be below {discount**-0.5}."
             )
         self.observation_size, self.action_size = b.shape
         self.discount = float(discount)
@@ -136,7 +137,7 @@ class LinearQuadratic(Problem):
         self.policy_noise = float(policy_noise)
         self.reward_noise = float(reward_noise)
 
-        p = scipy.linalg.solve_discrete_lyapunov(
+        p = solve_discrete_lyapunov(
             discount**0.5 * closed_loop.T, np.eye(len(b)) + _EFFORT * g.T @ g
         )
         spread = process_noise**2 * np.eye(len(b)) + policy_noise**2 * b @ b.T
@@ -159,6 +160,8 @@ class LinearQuadratic(Problem):
 
         So s' hardly leaves the unit ball that the data's observations are in.
         """
+        from scipy.linalg import solve_discrete_are  # slow to import
+
         check_sizes(observation_size=observation_size, action_size=action_size)
         check_range("discount", discount, 0, 1, open_high=True)
         a_key, b_key = jax.random.split(key)
@@ -169,7 +172,7 @@ class LinearQuadratic(Problem):
         # The discount is as good as dynamics that shrink by its square root.
         da, db = discount**0.5 * a, discount**0.5 * b
         effort = _EFFORT * np.eye(action_size)
-        p = scipy.linalg.solve_discrete_are(da, db, np.eye(observation_size), effort)
+        p = solve_discrete_are(da, db, np.eye(observation_size), effort)
         gain = np.linalg.solve(effort + db.T @ p @ db, db.T @ p @ da)
         return cls(a, b, gain, discount=discount, **noises)
 

@@ -14,7 +14,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import Array, Float, Int
 
 from .._progress import progress_bar
@@ -287,7 +286,7 @@ def compare_solvers(
             f"{candidates.shape}."
         )
     arguments = (field, z0, batch.observation, candidates)
-    with _float64():
+    with jax.enable_x64(True):
         wide = jax.tree.map(_widen, arguments)
         reference = eqx.filter_jit(_values)(_REFERENCE, *wide)
         failure = _failure(reference)
@@ -323,15 +322,6 @@ def _candidates(
     shape = (len(batch), number - 1, batch.action.shape[1])
     others = jax.random.uniform(key, shape, minval=-1, maxval=1)
     return jnp.concatenate([batch.action[:, None], others], axis=1)
-
-
-def _float64() -> Any:
-    """A context in which JAX computes in double precision."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # pyright: ignore # before JAX 0.8
-
-    return enable_x64()
 
 
 def _widen(leaf: Any) -> Any:
@@ -434,9 +424,10 @@ def rank_agreement(
     value: Float[np.ndarray, "batch candidate"], other: Float[np.ndarray, "batch candidate"]
 ) -> float:
     """The mean over the batch of Kendall's τ-b between two rankings of the candidates."""
+    from scipy.stats import kendalltau  # slow to import
+
     # A row without any order, such as that of a constant, agrees with nothing.
-    pairs = zip(value, other, strict=True)
-    taus = [scipy.stats.kendalltau(*pair)[0] for pair in pairs]  # pyright: ignore
+    taus = [kendalltau(*pair)[0] for pair in zip(value, other, strict=True)]  # pyright: ignore
     return float(np.nan_to_num(taus).mean())
 
 
@@ -467,7 +458,7 @@ def observed_order(
     """
     if len(set(num_steps)) < 2:
         raise ValueError(f"An order takes at least two different num_steps, got {num_steps}.")
-    with _float64():
+    with jax.enable_x64(True):
         velocity, x0, args = jax.tree.map(_widen, (velocity, x0, args))
 
         def value(solver: diffrax.AbstractSolver, k: int) -> np.ndarray:

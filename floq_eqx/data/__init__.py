@@ -16,6 +16,7 @@ from .replay import (
 )
 from .transitions import (
     Batch as Batch,
+    check_batch as check_batch,
     check_data as check_data,
     fingerprint as fingerprint,
     reward_range as reward_range,
@@ -28,6 +29,7 @@ __all__ = [
     "Collected",
     "DatasetName",
     "Replay",
+    "check_batch",
     "check_data",
     "collect_dataset",
     "dataset_names",

@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 
 from .._progress import progress_bar
-from .ogbench import DatasetName, _make, finish, parse_name, unfinished, validation_path
+from .ogbench import (
+    SERVER,
+    DatasetName,
+    _make,
+    _ogbench,
+    finish,
+    parse_name,
+    unfinished,
+    validation_path,
+)
 
 _Episode = dict[str, np.ndarray]
 
@@ -367,12 +376,10 @@ def _recipe(name: DatasetName) -> tuple[int | None, int]:
         return _MANIPULATION_EPISODES.get(name.environment), 1001
     if name.family == "powderworld":
         raise ValueError(f"{name.dataset}: Powderworld is not supported.")
-    from ogbench.utils import DATASET_URL
-
     raise ValueError(
         f"{name.dataset} cannot be collected locally: its expert is a trained policy, which "
         f"OGBench does not ship. Fetch it with floq_eqx.data.fetch_dataset({name.dataset!r}), "
-        f"from OGBench's server ({DATASET_URL}) or from a mirror. Pointmaze, cube, scene and "
+        f"from OGBench's server ({SERVER}) or from a mirror. Pointmaze, cube, scene and "
         "puzzle can be collected."
     )
 
@@ -441,6 +448,7 @@ def collect_dataset(
     paths = [train_path, validation_path(train_path)][: 2 if validation else 1]
     _refuse_existing(paths, overwrite)
 
+    _ogbench()  # so that it is missed here, not in a worker
     counts = [num_episodes, max(1, num_episodes // 10)][: len(paths)]
     tasks = [(split, i) for split, count in enumerate(counts) for i in range(count)]
     job = _Job(dataclasses.replace(parsed, task=None), episode_steps or published_steps, seed)
@@ -478,6 +486,5 @@ def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
     for path in paths:
         if path.exists() and not overwrite:
             raise FileExistsError(
-                f"{path} exists already: use it, remove it, choose another path, or pass "
-                "overwrite=True."
+                f"{path} exists already: use it, choose another path, or pass overwrite=True."
             )

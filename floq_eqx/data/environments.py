@@ -1,45 +1,127 @@
 """Environments of Gymnasium that are not OGBench's, in the form that agents act in."""
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from .episodes import close_or_warn, one_line
 from .ogbench import dataset_names
 
 
-def make_box_environment(name: str, **kwargs: Any) -> Any:
+def make_box_environment(name: str, /, **kwargs: Any) -> Any:
     """A Gymnasium environment whose observation is a float32 vector and whose actions are in
     [-1, 1], rescaled to its own bounds.
 
-    **Arguments:** the environment's id, and arguments for it.
+    Boxes of up to two dimensions are flattened, observations and actions, and observations of
+    whole numbers become float32. Images are refused.
 
-    **Raises:** `ValueError` for an id that Gymnasium does not know, or an environment whose
-    observations or actions are not a box, or whose actions are not bounded.
+    **Arguments:** the environment's id, such as `Pendulum-v1`, or `module:Id-v0` for one that is
+    registered when `module` is imported; and arguments for it.
+
+    **Raises:** `ValueError` for an environment that cannot be made, or in which agents cannot act:
+    whose observations are images or no box, or whose actions are no box of real numbers between
+    finite bounds.
     """
     import gymnasium
-    from gymnasium import spaces, wrappers
+
+    with making(name):
+        environment = gymnasium.make(name, **kwargs)
+    try:
+        problem = _observation_problem(environment) or _action_problem(environment)
+        if problem is not None:
+            raise ValueError(f"Agents cannot act in {name}: {problem}.")
+        return _as_vectors(environment)
+    except BaseException:
+        close_or_warn(f"the environment {name}", environment.close)
+        raise
+
+
+@contextlib.contextmanager
+def making(name: str) -> Iterator[None]:
+    """Whatever the making of an environment raises becomes a `ValueError` of one line."""
+    from gymnasium.error import DependencyNotInstalled, Error
 
     try:
-        environment = gymnasium.make(name, **kwargs)
-    except gymnasium.error.Error as error:
+        yield
+    except Error as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, DependencyNotInstalled):
+            raise ValueError(f"The environment {name} cannot be made: {text}.") from error
         near = difflib.get_close_matches(name, dataset_names(), n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ValueError(
             f"{name!r} is neither an OGBench name nor a Gymnasium environment that can be made: "
-            f"{error}.{hint}"
+            f"{text}.{hint}"
         ) from error
-    problem = None
-    for what in ("observation", "action"):
-        space = getattr(environment, f"{what}_space")
-        if not isinstance(space, spaces.Box):
-            problem = f"its {what} space is {space}, not a box of real numbers"
-    action_space: Any = environment.action_space
-    if problem is None and not action_space.is_bounded():
-        problem = f"its actions have no bounds: {action_space}"
-    if problem is not None:
-        environment.close()
-        raise ValueError(f"Agents cannot act in {name}: {problem}.")
-    environment = wrappers.RescaleAction(environment, np.float32(-1), np.float32(1))
-    environment = wrappers.FlattenObservation(environment)
-    return wrappers.DtypeObservation(environment, np.float32)
+    except Exception as error:
+        raise ValueError(f"The environment {name} cannot be made: {one_line(error)}.") from error
+
+
+def _observation_problem(environment: Any) -> str | None:
+    from gymnasium import spaces
+
+    space = environment.observation_space
+    text = " ".join(str(space).split())
+    if not isinstance(space, spaces.Box):
+        return (
+            f"its observation space is {text}, not a box of real numbers; register it with "
+            "gymnasium.wrappers.FlattenObservation around it"
+        )
+    if space.dtype == np.uint8 or len(space.shape) > 2:
+        return (
+            f"its observations look like images: {text}; only vectors are supported: register it "
+            "with a wrapper around it that makes features, of another type than uint8"
+        )
+    if 0 in space.shape:
+        return f"its observations have no components: {text}"
+    return None
+
+
+def _action_problem(environment: Any) -> str | None:
+    from gymnasium import spaces
+
+    space = environment.action_space
+    text = " ".join(str(space).split())
+    if not isinstance(space, spaces.Box):
+        return f"its action space is {text}, not a box of real numbers"
+    if space.dtype.kind != "f":
+        return f"its actions are whole numbers: {text}; only real numbers are supported"
+    if 0 in space.shape:
+        return f"its actions have no components: {text}"
+    if not (np.isfinite(space.low) & np.isfinite(space.high)).all():
+        return (
+            f"its actions have no bounds: {text}; register it with "
+            "gymnasium.wrappers.RescaleAction or TransformAction around it, between finite ones"
+        )
+    # As float32, which the actions are: what overflows or coincides there cannot be rescaled.
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = space.high.astype(np.float32) - space.low.astype(np.float32)
+    bad = ~(np.isfinite(width) & (width > 0))
+    if bad.any():
+        index = np.argmax(bad)
+        low, high = space.low.flat[index], space.high.flat[index]
+        return (
+            f"component {index} of its actions lies between {low} and {high}, which are not one "
+            "below the other, or too far apart; leave a component that cannot change out of it"
+        )
+    return None
+
+
+def _as_vectors(environment: Any) -> Any:
+    from gymnasium import spaces, wrappers
+
+    real = environment.action_space.dtype.type
+    environment = wrappers.RescaleAction(environment, real(-1), real(1))
+    shape = environment.action_space.shape
+    if len(shape) != 1:
+        flat = spaces.Box(-1, 1, (int(np.prod(shape)),), real)
+        environment = wrappers.TransformAction(environment, lambda a: a.reshape(shape), flat)
+    size = int(np.prod(environment.observation_space.shape))
+    return wrappers.TransformObservation(
+        environment,
+        lambda observation: np.asarray(observation, np.float32).reshape(-1),
+        spaces.Box(-np.inf, np.inf, (size,), np.float32),
+    )

@@ -11,9 +11,11 @@ import dataclasses
 import difflib
 import glob
 import http.client
+import importlib
+import itertools
 import math
 import os
-import re
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -34,16 +36,23 @@ from .transitions import Batch, check_data
 DEFAULT_DIRECTORY = "~/.ogbench/data"
 """Where OGBench itself keeps its datasets."""
 
-_KINDS = {
-    "antmaze": ("navigate", "stitch", "explore"),
-    "antsoccer": ("navigate", "stitch"),
-    "cube": ("play", "noisy"),
-    "humanoidmaze": ("navigate", "stitch"),
-    "pointmaze": ("navigate", "stitch"),
-    "powderworld": ("play",),
-    "puzzle": ("play", "noisy"),
-    "scene": ("play", "noisy"),
+SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+"""OGBench's server of datasets."""
+
+# The names are known without OGBench: each family's environments, and the kinds of their data.
+_MAZES = ("medium", "large", "giant", "teleport")
+_NAMES = {
+    "antmaze": (_MAZES, ("navigate", "stitch", "explore")),
+    "antsoccer": (("arena", "medium"), ("navigate", "stitch")),
+    "cube": (("single", "double", "triple", "quadruple", "octuple"), ("play", "noisy")),
+    "humanoidmaze": (_MAZES, ("navigate", "stitch")),
+    "pointmaze": (_MAZES, ("navigate", "stitch")),
+    "powderworld": (("easy", "medium", "hard"), ("play",)),
+    "puzzle": (("3x3", "4x4", "4x5", "4x6"), ("play", "noisy")),
+    "scene": (("",), ("play", "noisy")),
 }
+_VISUAL = ("antmaze", "cube", "humanoidmaze", "puzzle", "scene")
+_TASKS = ("", "-singletask", *(f"-singletask-task{number}" for number in range(1, 6)))
 # Actions at the very edge have infinite log-density under a squashed policy; FQL's data loading
 # keeps this distance, and floq's with it.
 _ACTION_MARGIN = 1e-5
@@ -96,34 +105,22 @@ class DatasetName:
         return f"{self.environment}-{self.kind}{self._suffix}-v0"
 
 
-def _registered() -> set[str]:
-    """The ids of the environments that OGBench registers in Gymnasium."""
-    import gymnasium
-    import ogbench  # noqa: F401  (registers them)
-
-    return {
-        key
-        for key, spec in gymnasium.registry.items()
-        if str(spec.entry_point).startswith("ogbench.")
-    }
-
-
 def dataset_names() -> list[str]:
-    """All the dataset names that `parse_name` accepts, sorted.
+    """All the dataset names that `parse_name` accepts, sorted; OGBench is not needed for them.
 
     **Returns:** goal-conditioned names such as `cube-single-play-v0` and, where OGBench has the
     tasks, single-task names such as `cube-single-play-singletask-task1-v0`.
     """
     names = []
-    for environment_id in _registered():
-        pattern = r"(?P<environment>.+?)(?P<task>-singletask(-task\d)?)?-v0"
-        match = re.fullmatch(pattern, environment_id)
-        if match is None:
-            continue
-        environment, task = match["environment"], match["task"] or ""
-        for kind in _KINDS.get(environment.removeprefix("visual-").split("-")[0], ()):
-            if (kind, environment.split("-")[-1]) != ("explore", "giant"):
-                names.append(f"{environment}-{kind}{task}-v0")
+    for family, (sizes, kinds) in _NAMES.items():
+        tasks = _TASKS if family != "powderworld" else ("",)
+        for size, kind, task in itertools.product(sizes, kinds, tasks):
+            if (size, kind) == ("giant", "explore"):
+                continue
+            name = "-".join(filter(None, (family, size, kind)))
+            names.append(f"{name}{task}-v0")
+            if family in _VISUAL and size != "octuple":
+                names.append(f"visual-{name}{task}-v0")
     return sorted(names)
 
 
@@ -155,6 +152,22 @@ def parse_name(name: str) -> DatasetName:
 # --------------------------------------------------------------------------------- environments
 
 
+def _ogbench(name: str = "ogbench") -> Any:
+    """A module of OGBench, which registers its environments in Gymnasium.
+
+    **Raises:** `ModuleNotFoundError` that says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # From 3.13 on, a requirement of dm_control that OGBench does not use cannot be installed.
+        install = "--no-deps ogbench dm_control" if sys.version_info >= (3, 13) else "ogbench"
+        raise ModuleNotFoundError(
+            f"OGBench is needed for this and cannot be imported ({error}): pip install {install}",
+            name=error.name,
+        ) from error
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences what OGBench's environments warn of on every machine and to no purpose."""
@@ -168,8 +181,8 @@ def _quiet() -> Iterator[None]:
 def _make(environment_id: str, **kwargs: Any) -> Any:
     """`gymnasium.make`, quiet, with an action space that is made once."""
     import gymnasium
-    import ogbench  # noqa: F401  (registers the environments)
 
+    _ogbench()
     with _quiet():
         env = gymnasium.make(environment_id, disable_env_checker=True, **kwargs)
         cls = type(env.unwrapped)
@@ -304,8 +317,8 @@ def check_file(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[
                         raise ValueError(f"`{broken}` does not match its checksum")
         except Exception as e:  # The readers of archives and headers raise whatever they run into.
             raise ValueError(
-                f"{path} is not an intact .npz of arrays: {_short(e)}. Remove it and make or fetch "
-                "it again."
+                f"{path} is not an intact .npz of arrays: {_short(e)}. Move it elsewhere and "
+                "make or fetch it again, or name another file or directory (--data)."
             ) from e
     return shapes
 
@@ -334,16 +347,18 @@ def load_dataset(
     mirror: str | None = None,
     validation: bool = False,
     with_next_action: bool = False,
-    rewards: str = "task",
+    rewards: Literal["task", "file"] = "task",
 ) -> Batch:
     """Loads the transitions of an OGBench dataset, with the rewards of a single task.
 
-    Rewards and masks are OGBench's own (`ogbench.relabel_utils`): of the state before the action.
+    Rewards and masks are OGBench's own (`ogbench.relabel_utils`), of the state before the action,
+    or the file's. Those that a file has and that are not used are counted in a warning.
     Actions are clipped to ±(1 - 1e-5), as in the reference code of FQL and floq.
 
     **Arguments:**
 
-    - `name`: a single-task name, such as `cube-single-play-singletask-task1-v0`.
+    - `name`: a single-task name, such as `cube-single-play-singletask-task1-v0`; with the file's
+        own rewards also a goal-conditioned one.
     - `path`: the one file to load; the training file, also for `validation`.
     - `directory`: where `<dataset>.npz` lies, if no `path` is given; by default
         `~/.ogbench/data`, which OGBench uses.
@@ -351,25 +366,30 @@ def load_dataset(
         `fetch_dataset`.
     - `validation`: whether to load `<stem>-val.npz` beside that file.
     - `with_next_action`: whether to fill in `next_action`, which some algorithms need.
+    - `rewards`: `"task"` labels the transitions for the task of `name`; `"file"` takes the file's
+        `rewards` and `masks`, one of each a step, for the transition that begins there. Those of
+        the last state of a trajectory are not used. Without `masks` no state is terminal, as
+        `terminals` only end trajectories. `qpos` is not needed then.
 
     **Returns:** a `Batch` of all transitions, in float32. The last state of a trajectory is only
     a `next_observation`.
 
-    **Raises:** `ValueError` for a name without rewards and for whatever is wrong with the file:
+    **Raises:** `ValueError` for a name or a file without the rewards that are asked for, and for
+    whatever is wrong with the file:
     not an intact `.npz`, missing or misshapen arrays, NaN or infinite values, actions outside
     [-1, 1], no transitions, a trajectory without end. `FileNotFoundError` if it is missing.
     """
-    import ogbench
-    from ogbench.relabel_utils import relabel_dataset
-
     parsed = parse_name(name)
     if parsed.family in ("visual", "powderworld"):
         raise ValueError(f"{name} has image observations, which are not supported.")
-    if parsed.task is None:
+    if rewards not in ("task", "file"):
+        raise ValueError(f"rewards must be 'task' or 'file', got {rewards!r}.")
+    if parsed.task is None and rewards == "task":
         raise ValueError(
             f"{name} is goal-conditioned and has no rewards: name a task, such as "
             f"{dataclasses.replace(parsed, task=1)}, or "
-            f"{dataclasses.replace(parsed, task=0)} for OGBench's default task."
+            f"{dataclasses.replace(parsed, task=0)} for OGBench's default task, or take the file's "
+            "own with rewards='file'."
         )
     if path is not None and (directory is not None or mirror is not None):
         raise ValueError("Give either path, or directory and mirror, not both.")
@@ -386,19 +406,27 @@ def load_dataset(
     shapes = check_file(file)
     # What is too large for float32 becomes infinite, which is found below or is far from any goal.
     with contextlib.closing(make_environment(name)) as env, np.errstate(over="ignore"):
-        _check_shapes(shapes, env, parsed, file)
+        _check_shapes(shapes, env, parsed, file, own_rewards=rewards == "file")
         try:
-            raw = ogbench.load_dataset(str(file), compact_dataset=True, add_info=True)
+            raw = _ogbench().load_dataset(str(file), compact_dataset=True, add_info=True)
+            with np.load(file) as archive:
+                own = {key: archive[key] for key in ("rewards", "masks") if key in shapes}
         except Exception as e:  # whatever the readers run into
             raise ValueError(
-                f"{file} is corrupt: {_short(e)}. Remove it and collect or fetch the dataset again."
+                f"{file} is corrupt: {_short(e)}. Move it elsewhere and collect or fetch the "
+                "dataset again, or name another file or directory (--data)."
             ) from e
         # The compact form keeps every row; a row that is valid is a transition to the next one.
         valid = raw["valids"].astype(bool)
         _check_values(raw, valid, file)
         following = np.concatenate([[False], valid[:-1]])
-        rows = {key: raw[key][valid] for key in ("qpos", "qvel", "button_states") if key in raw}
-        relabel_dataset(parsed.environment_id, env, rows)
+        if rewards == "file":
+            rows = _own_rewards(own, valid, file)
+        else:
+            keys = ("qpos", "qvel", "button_states")
+            rows = {key: raw[key][valid] for key in keys if key in raw}
+            _ogbench("ogbench.relabel_utils").relabel_dataset(parsed.environment_id, env, rows)
+            _say_unused(own, valid, rows, name, file)
 
     action = np.clip(raw["actions"], -1.0 + _ACTION_MARGIN, 1.0 - _ACTION_MARGIN)
     data = Batch(
@@ -413,7 +441,57 @@ def load_dataset(
     return data
 
 
-def _check_shapes(shapes: dict[str, tuple], env: Any, name: DatasetName, file: Path) -> None:
+def _own_rewards(
+    own: dict[str, np.ndarray], valid: np.ndarray, file: Path
+) -> dict[str, np.ndarray]:
+    """The file's rewards and masks of the transitions, checked."""
+    own = {"masks": np.ones(len(valid), np.float32)} | own
+    for key, array in own.items():
+        array = own[key] = array.astype(np.float32)
+        if key == "rewards":
+            bad, what = ~np.isfinite(array), "is NaN or infinite"
+        else:
+            bad, what = ~((array >= 0) & (array <= 1)), "is outside [0, 1]"
+        bad &= valid
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise ValueError(
+                f"{file}: `{key}` {what} in {int(bad.sum())} of {int(valid.sum())} transitions, "
+                f"first {array[first]!s} in step number {first}. Mend the file, or take the task's "
+                "with rewards='task'."
+            )
+    return {key: array[valid] for key, array in own.items()}
+
+
+def _say_unused(
+    own: dict[str, np.ndarray],
+    valid: np.ndarray,
+    labels: dict[str, np.ndarray],
+    name: str,
+    file: Path,
+) -> None:
+    """Warns of rewards and masks in a file that are not those of the task."""
+    different = {}
+    for key, array in own.items():
+        if array.shape != valid.shape:
+            different[key] = int(valid.sum())
+        else:
+            different[key] = int((array[valid].astype(np.float32) != labels[key]).sum())
+    total = f"{int(valid.sum()):,}"
+    parts = [
+        f"`{key}` of {count:,} of {total} transitions" for key, count in different.items() if count
+    ]
+    if parts:
+        warnings.warn(
+            f"{file}: {' and '.join(parts)} are not those of the task of {name}, and are not used; "
+            "rewards='file' (--rewards file) takes the file's own.",
+            stacklevel=3,
+        )
+
+
+def _check_shapes(
+    shapes: dict[str, tuple], env: Any, name: DatasetName, file: Path, *, own_rewards: bool
+) -> None:
     """Compares a file's arrays with what the environment yields."""
     expected = {
         "observations": env.observation_space.shape,
@@ -422,8 +500,10 @@ def _check_shapes(shapes: dict[str, tuple], env: Any, name: DatasetName, file: P
         "qpos": (env.unwrapped.model.nq,),
         "qvel": (env.unwrapped.model.nv,),
     }
-    required = ["observations", "actions", "terminals", "qpos"]
-    if name.family in ("scene", "puzzle"):
+    required = ["observations", "actions", "terminals", "rewards" if own_rewards else "qpos"]
+    if own_rewards:  # Of the task nothing is needed.
+        expected |= {"rewards": (), "masks": ()}
+    elif name.family in ("scene", "puzzle"):
         expected["button_states"] = (env.unwrapped._num_buttons,)
         required.append("button_states")
     missing = [key for key in required if key not in shapes]
@@ -431,10 +511,13 @@ def _check_shapes(shapes: dict[str, tuple], env: Any, name: DatasetName, file: P
         present = ", ".join(sorted(shapes))[:500]
         raise ValueError(
             f"{file} lacks {', '.join(missing)}; it has {present or 'nothing'}. "
-            f"{name.dataset} needs {', '.join(required)}."
+            f"{name.dataset} needs {', '.join(required)}"
+            f"{' with the rewards of the file' if own_rewards else ''}."
         )
     for key, shape in expected.items():
         got = shapes.get(key)
+        if got is not None and key in ("rewards", "masks") and len(got) != 1:
+            raise ValueError(f"{file}: `{key}` has shape {got}, expected one number a step.")
         if got is not None and (len(got) != 1 + len(shape) or got[1:] != shape):
             raise ValueError(
                 f"{file}: `{key}` has shape {got}, expected {('steps', *shape)} for "
@@ -456,21 +539,23 @@ def _check_values(raw: dict[str, np.ndarray], valid: np.ndarray, file: Path) -> 
         raise ValueError(f"{file}: `terminals` must be 0 or 1, got other values.")
     if valid[-1]:
         raise ValueError(
-            f"{file}: the last trajectory has no end, its last `terminals` is {ends[-1]:g} and "
+            f"{file}: the last trajectory has no end, its last `terminals` is {ends[-1]} and "
             "must be 1. The file was cut off; collect or fetch it again."
         )
     if not valid.any():
         raise ValueError(f"{file} holds no transitions: every step ends a trajectory.")
     for key in ("observations", "actions", "qpos"):
+        if key not in raw:
+            continue
         finite = np.asarray(np.isfinite(raw[key]).all(axis=1))
         if not finite.all():
             raise ValueError(
                 f"{file}: `{key}` is NaN or infinite in {int((~finite).sum())} of {len(finite)} "
                 f"steps, first in number {int(np.argmin(finite))}. Collect or fetch it again."
             )
-    largest = float(np.abs(raw["actions"]).max())
+    largest = np.abs(raw["actions"]).max()
     if largest > 1.0 + _ACTION_MARGIN:
-        raise ValueError(f"{file}: actions must lie in [-1, 1], got {largest:.4g}; rescale them.")
+        raise ValueError(f"{file}: actions must lie in [-1, 1], got {largest!s}; rescale them.")
 
 
 def fetch_dataset(
@@ -500,10 +585,8 @@ def fetch_dataset(
     **Raises:** `ConnectionError` if the server cannot be reached, does not have the file or stops
     half-way; `ValueError` for an unknown name or address, or if what came is not a dataset.
     """
-    from ogbench.utils import DATASET_URL
-
     parsed = parse_name(name)
-    base = DATASET_URL if mirror is None else mirror
+    base = SERVER if mirror is None else mirror
     if urllib.parse.urlsplit(base).scheme not in ("http", "https", "file"):
         raise ValueError(
             f"mirror must be an address that begins with https:, http: or file:, got {base!r}."

@@ -7,11 +7,12 @@ import dataclasses
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._types import Key, Number
-from .transitions import Batch, sample, take
+from .transitions import Batch, check_batch, sample, take
 
 
 class Replay(eqx.Module):
@@ -24,7 +25,7 @@ class Replay(eqx.Module):
 
     **Attributes:**
 
-    - `data`: every slot; those that hold no transition yet are NaN, so that none is used unseen.
+    - `data`: every slot; those that hold no transition yet are zeros.
     - `size`: how many slots hold one; they are the first.
     - `position`: the slot that is written next.
     - `num_protected`: how many of the first slots are never overwritten.
@@ -70,16 +71,19 @@ class Replay(eqx.Module):
         - `protect`: keep all of `data` for ever, so that once the buffer is full what is added
             replaces what was added; otherwise the oldest go first, which are those of `data`.
 
-        **Raises:** `ValueError` if `data` does not fit, or with `protect` leaves no room.
+        **Raises:** `ValueError` if `data` does not fit, or with `protect` leaves no room, or as
+        [`floq_eqx.data.check_batch`][].
         """
         _check_counts(capacity=capacity)
+        check_batch(data)
         size = len(data)
         if size > capacity - (1 if protect else 0):
             room = " and, with protect=True, one to add" if protect else ""
             raise ValueError(f"A capacity of {capacity} cannot hold {size} transitions{room}.")
 
         def padded(x: Array) -> Array:
-            rest = jnp.full((capacity - size, *x.shape[1:]), jnp.nan, x.dtype)
+            # Finite, so that JAX_DEBUG_NANS can be used.
+            rest = jnp.zeros((capacity - size, *x.shape[1:]), x.dtype)
             return jnp.concatenate([x, rest])
 
         return Replay(
@@ -93,8 +97,9 @@ class Replay(eqx.Module):
         """The buffer after the transitions of a batch, of one or more, in their order.
 
         **Raises:** `ValueError` if they are more than there is unprotected room for, or of other
-        sizes than those in the buffer.
+        sizes than those in the buffer, or as [`floq_eqx.data.check_batch`][].
         """
+        check_batch(batch)
         _check_alike(self.data, batch, "the buffer", "the batch")
         room = self.capacity - self.num_protected
         if len(batch) > room:
@@ -144,9 +149,18 @@ class Replay(eqx.Module):
     def sample(self, batch_size: int, *, key: Key) -> Batch:
         """Draws `batch_size` transitions uniformly, with replacement.
 
-        From a buffer without any they are NaN: inside a compiled loop nothing can be raised.
+        **Raises:** `ValueError` if the buffer holds none. Where its size is not known, as inside
+        `jit`, nothing can be raised, and what comes are zeros: add a transition first.
         """
+        if not isinstance(self.size, jax.core.Tracer) and int(self.size) == 0:
+            raise ValueError(
+                "Cannot draw a batch from a buffer without transitions: add some first."
+            )
+        return self._draw(batch_size, key=key)
+
+    def _draw(self, batch_size: int, *, key: Key) -> Batch:
         _check_counts(batch_size=batch_size)
+        check_batch(self.data)
         return take(self.data, jax.random.randint(key, (batch_size,), 0, self.size))
 
 
@@ -198,7 +212,7 @@ def sample_mixture(
     old = sample(offline, batch_size, key=offline_key)
     if count == batch_size:
         return old
-    new = replay.sample(batch_size - count, key=online_key)
+    new = replay._draw(batch_size - count, key=online_key)
 
     def mixed(old: Array, new: Array) -> Array:
         return jnp.concatenate([old[:count], jnp.where(replay.size > 0, new, old[count:])])

@@ -1,5 +1,6 @@
 """Training: a compiled loop over updates, and what goes around it."""
 
+from ..data.episodes import EnvironmentFaultError as EnvironmentFaultError
 from .config import OnlineConfig as OnlineConfig, TrainConfig as TrainConfig
 from .interruption import Interrupted as Interrupted, Stop as Stop, stopping as stopping
 from .loop import (
@@ -9,10 +10,6 @@ from .loop import (
     train_seeds as train_seeds,
     train_steps as train_steps,
 )
-from .online import (
-    EnvironmentFaultError as EnvironmentFaultError,
-    OnlineProgress as OnlineProgress,
-    fit_online as fit_online,
-)
+from .online import OnlineProgress as OnlineProgress, fit_online as fit_online
 from .run import Facts as Facts, Run as Run
 from .running import finetune as finetune, train as train

@@ -37,7 +37,8 @@ class OnlineConfig:
     - `num_steps`: environment steps.
     - `utd`: updates for each of them.
     - `warmup`: how many of them come first, without updates; by default none where something was
-        learned before and there are transitions to learn from, and else 1000.
+        learned before, there are transitions to learn from and `warmup_with` is left alone, and
+        else 1000.
     - `warmup_with`: how these act: at `random`, or by the `policy` as it was learned before.
     - `num_environments`: how many act side by side.
     - `capacity`: how many transitions collected online are kept; the offline data come on top.
@@ -66,6 +67,8 @@ class OnlineConfig:
         check_sizes(**{name: getattr(self, name) for name in sizes})
         if self.warmup is not None and self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}.")
+        if self.warmup == 0 and self.warmup_with != OnlineConfig.warmup_with:
+            raise ValueError(f"warmup_with = {self.warmup_with!r} means nothing with warmup = 0.")
         if self.num_environments > self.capacity:
             raise ValueError(
                 f"A capacity of {self.capacity} cannot hold one step of {self.num_environments} "
@@ -115,7 +118,8 @@ class TrainConfig:
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
     - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
         `rewards` and `masks` of its `file`.
-    - `environment_kwargs`: arguments for the environment.
+    - `environment_kwargs`: arguments for the environment, of any names but those that
+        [`floq_eqx.evaluation.make_environments`][] has itself.
     - `success_timing`: evaluate success before a step (`pre`) or after it (`post`, as published);
         `None` for OGBench's default.
     - `online`: what follows online; `None` for nothing.
@@ -166,6 +170,10 @@ class TrainConfig:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if self.success_timing is not None:
             check_choice("success_timing", self.success_timing, SuccessTiming)
+        if own := {"num", "asynchronous", "success_timing"} & set(self.environment_kwargs):
+            raise ValueError(
+                f"environment_kwargs cannot set {', '.join(sorted(own))}: the run itself does."
+            )
         if self.keep == "all" and self.num_kept != TrainConfig.num_kept:
             raise ValueError(f"num_kept = {self.num_kept} means nothing where keep is 'all'.")
         if self.online is None or self.environment in dataset_names():
@@ -174,6 +182,13 @@ class TrainConfig:
             self._check_without_data(self.online)
         if self.online is not None:
             self._check_online(self.online)
+        if not self.needs_data:
+            for option, default in (("data", None), ("rewards", "task")):
+                if getattr(self, option) != default:
+                    raise ValueError(
+                        f"{option} = {getattr(self, option)!r} means nothing: no offline data are "
+                        "used."
+                    )
         self._check_decay()
 
     def _check_decay(self) -> None:
@@ -195,8 +210,8 @@ class TrainConfig:
                 f"{self.environment} is not OGBench's, so there are no offline data of it: learn "
                 "from scratch, with num_updates = 0."
             )
-        for name in ("data", "collect_episodes", "success_timing"):
-            if getattr(self, name) is not None:
+        for name in ("data", "collect_episodes", "success_timing", "rewards"):
+            if getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r} means nothing: {self.environment} is not "
                     "OGBench's."
@@ -221,8 +236,14 @@ class TrainConfig:
             raise ValueError(f"{error} {other}") from None
         if name.task is None:
             raise ValueError(
-                f"{self.environment} has no reward: name one of its tasks, such as "
+                f"{self.environment} has no reward: name one of its tasks, in which the agent is "
+                "evaluated even if it learns from a file's own rewards, such as "
                 f"{self.environment.removesuffix('-v0')}-singletask-task1-v0."
+            )
+        if self.rewards == "file" and self.data is None:
+            raise ValueError(
+                "rewards = 'file' needs a file that holds rewards, which OGBench's and collected "
+                "ones do not: give data, its path or folder (--data)."
             )
 
     @property

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Shaped
 from .._types import Key
 from ..agents.base import Agent, State, check_sizes
 from ..data.transitions import Batch, sample
+from .checks import RewardWatch, check_fits, explained
 
 _PIECE = 10
 
@@ -41,12 +42,15 @@ def train_steps(
     To train several seeds at once on the same data, stack their states and keys and
     `eqx.filter_vmap` this over them: see [`floq_eqx.training.train_seeds`][].
 
-    **Raises:** `ValueError` if the agent's learning rate decays to zero before the last update.
+    **Raises:** `ValueError` if the agent's learning rate decays to zero before the last update, if
+    the data are of other sizes than agent and state, or as [`floq_eqx.data.check_batch`][].
     """
     check_sizes(num_updates=num_updates, batch_size=batch_size)
+    check_fits(agent, data)
     if not isinstance(state.step, jax.core.Tracer):
         agent.check_decay(state, num_updates)
-    return _train_steps(with_arrays(agent), state, data, num_updates, batch_size, key)
+    with explained(agent, state, data.observation.shape[1]):
+        return _train_steps(with_arrays(agent), state, data, num_updates, batch_size, key)
 
 
 def with_arrays(agent: Agent) -> Agent:
@@ -101,13 +105,17 @@ def train_seeds(
 class DivergedError(RuntimeError):
     """A metric or a parameter became NaN or infinite.
 
-    **Attributes:** `step`: the first update whose metrics show it.
+    **Attributes:** `step`: the first update whose metrics show it; `env_step`: online, the
+    environment step that it followed.
     """
 
-    def __init__(self, step: int, names: list[str]):
-        self.step = step
+    def __init__(self, step: int, names: list[str], env_step: int | None = None):
+        self.step, self.env_step = step, env_step
+        when = f"update {step}"
+        if env_step is not None:
+            when += f", after environment step {env_step}"
         super().__init__(
-            f"Training diverged: {', '.join(names)} NaN or infinite at update {step}. Lower the "
+            f"Training diverged: {', '.join(names)} NaN or infinite at {when}. Lower the "
             "learning rate, raise alpha, or normalise the Q loss; checkpoints before it are whole."
         )
 
@@ -152,8 +160,12 @@ def fit(
 
     **Raises:** `DivergedError` after a chunk in which a metric or a parameter became NaN or
     infinite, before any callback sees it; `ValueError` as `train_steps`.
+
+    Warns of rewards outside the agent's `reward_min` and `reward_max`, if it has them.
     """
     check_sizes(num_updates=num_updates, batch_size=batch_size, chunk=chunk)
+    check_fits(agent, data)
+    RewardWatch(agent, "of the data").see(data.reward)
     callbacks = tuple(callbacks)
     step, stopped = int(state.step), False
     agent.check_decay(state, max(0, num_updates - step))
@@ -162,7 +174,8 @@ def fit(
         start, first = time.perf_counter(), step
         pieces: list[dict[str, Array]] = []
         for count in _pieces(min(chunk - step % chunk, num_updates - step)):
-            state, metrics = _train_steps(arrays, state, data, count, batch_size, key)
+            with explained(agent, state, data.observation.shape[1]):
+                state, metrics = _train_steps(arrays, state, data, count, batch_size, key)
             jax.block_until_ready(pieces[-1:])  # The next waits already, and no more than that.
             pieces.append(metrics)
             step += count
@@ -193,13 +206,23 @@ def _pieces(count: int) -> list[int]:
     return [count // number + (index < count % number) for index in range(number)]
 
 
-def raise_if_diverged(step: int, count: int, metrics: dict[str, np.ndarray], state: State) -> None:
-    """Looks through the last `count` updates, which ended with number `step`."""
+def raise_if_diverged(
+    step: int,
+    count: int,
+    metrics: dict[str, np.ndarray],
+    state: State,
+    env_steps: Sequence[int] | None = None,
+) -> None:
+    """Looks through the last `count` updates, which ended with number `step`; online each of them
+    followed one of `env_steps`.
+    """
     finite = {name: np.isfinite(values) for name, values in metrics.items()}
     bad = {name: int(np.argmin(values)) for name, values in finite.items() if not values.all()}
     if bad:
         first = min(bad.values())
         names = [name for name, index in bad.items() if index == first]
-        raise DivergedError(step - count + first + 1, names)
+        raise DivergedError(
+            step - count + first + 1, names, None if env_steps is None else env_steps[first]
+        )
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
-        raise DivergedError(step, ["a parameter"])
+        raise DivergedError(step, ["a parameter"], env_steps[-1] if env_steps else None)

@@ -15,7 +15,9 @@ from jaxtyping import Array, Float
 from .._types import Key, Number, Scalar
 from ..agents.base import Agent, State, check_choice, check_sizes
 from ..data import Batch, Replay, sample_mixture
+from ..data.episodes import EnvironmentFaultError, Successes, observation_fault, one_line
 from ..evaluation import check_resets
+from .checks import RewardWatch, check_fits, explained
 from .loop import DivergedError, raise_if_diverged, with_arrays
 
 
@@ -28,8 +30,8 @@ class OnlineProgress:
     - `step`: environment steps so far.
     - `state`, `replay`: after them; they are overwritten afterwards, so copy what is to be kept.
     - `metrics`: the means over the chunk's updates of every metric; empty before the first.
-    - `episodes`: the return, length and, where the environment tells it, success of every episode
-        that ended in the chunk.
+    - `episodes`: the `return`, the `length` and the `success` (0 or 1) of every episode that ended
+        in the chunk; those that ended before any info told success have no `success`.
     - `env_steps_per_second`, `updates_per_second`: in the chunk.
     """
 
@@ -40,22 +42,6 @@ class OnlineProgress:
     episodes: list[dict[str, float]]
     env_steps_per_second: float
     updates_per_second: float
-
-
-class EnvironmentFaultError(RuntimeError):
-    """An environment raised, or returned what is no observation or reward.
-
-    **Attributes:** `step`: the environment step it happened in; `progress`: what had been learned
-    until then.
-    """
-
-    def __init__(self, step: int, problem: str):
-        self.step = step
-        self.progress: OnlineProgress | None = None
-        super().__init__(
-            f"The environment failed at step {step}: {problem}. What was learned before is kept; "
-            "mend the environment and continue."
-        )
 
 
 def fit_online(
@@ -77,6 +63,7 @@ def fit_online(
     warmup_with: Literal["random", "policy"] = "random",
     callbacks: Iterable[Callable[[OnlineProgress], None]] = (),
     between: Callable[[int], bool] = lambda step: False,
+    tells_success: bool = False,
 ) -> tuple[State, Replay]:
     """Acts, remembers and learns until `num_steps` environment steps are done.
 
@@ -105,12 +92,18 @@ def fit_online(
     - `callbacks`: called in order after every chunk: evaluation, logging, checkpoints.
     - `between`: called after every environment step with their number so far; if it returns true,
         the chunk ends there, and the training after its callbacks.
+    - `tells_success`: the environments are known to tell success, so that an episode whose last
+        info does not has failed; otherwise that is so once one has told.
 
     **Returns:** the state and the replay at the end.
 
     **Raises:** `EnvironmentFaultError`; `DivergedError` after a chunk in which a metric or a
     parameter became NaN or infinite; `ValueError` for an agent that needs the data's next actions,
-    or whose learning rate decays to zero before the last update.
+    or whose learning rate decays to zero before the last update, and if `replay` or `offline` are
+    of other sizes than agent, state and environment.
+
+    Warns once, after a chunk, of rewards outside the agent's `reward_min` and `reward_max`, if it
+    has them.
     """
     check_sizes(num_steps=num_steps, batch_size=batch_size, utd=utd, chunk=chunk)
     if agent.uses_next_action:
@@ -118,6 +111,9 @@ def fit_online(
             f"{type(agent).__name__} needs the data's next action, which is not known online."
         )
     check_choice("warmup_with", warmup_with, Literal["random", "policy"])
+    for data in (replay.data, offline):
+        if data is not None:
+            check_fits(agent, data)
     agent.check_decay(state, max(0, num_steps - max(start, warmup)) * utd)
     callbacks = tuple(callbacks)
     # Copies, since the loop writes both in place.
@@ -125,12 +121,14 @@ def fit_online(
     inputs = _Inputs(
         with_arrays(agent), offline, offline_fraction, batch_size, utd * environments.num_envs, key
     )
-    world = _World(environments, seed=seed, step=start)
-    how = _Schedule(warmup, warmup_with == "random", between)
+    world = _World(environments, seed=seed, step=start, tells_success=tells_success)
+    watch = RewardWatch(agent, "of the environment so far")
+    how = _Schedule(warmup, warmup_with == "random", between, watch)
     action = None
     while world.step < num_steps and not how.stopped:
         end = min(world.step - world.step % chunk + chunk, num_steps)
-        now, action = _learn_until(end, inputs, state, replay, world, action, how)
+        with explained(agent, state, environments.observation_space.shape[-1]):
+            now, action = _learn_until(end, inputs, state, replay, world, action, how)
         state, replay = now.state, now.replay
         for callback in callbacks:
             callback(now)
@@ -139,11 +137,14 @@ def fit_online(
 
 @dataclasses.dataclass
 class _Schedule:
-    """Until when there are no updates, whose actions come first, and whether to stop."""
+    """Until when there are no updates, whose actions come first, whether to stop, and what is seen
+    of the rewards.
+    """
 
     warmup: int
     random: bool
     between: Callable[[int], bool]
+    rewards: RewardWatch
     stopped: bool = False
 
 
@@ -175,6 +176,8 @@ def _learn_until(
     """One chunk, with the next action."""
     began, first, fault = time.perf_counter(), world.step, None
     history: list[dict[str, Scalar]] = []
+    learned_at: list[int] = []
+    rewards: list[np.ndarray] = []
     world.episodes = []
     try:
         while world.step < end and not how.stopped:
@@ -186,19 +189,24 @@ def _learn_until(
                     action = _explore(inputs, state, world.observation, np.asarray(world.step))
                 chosen, action = np.asarray(action), None
                 if not np.isfinite(chosen).all():
-                    raise DivergedError(int(state.step), ["the policy's action"])
-            replay = _remember(world.advance(chosen), replay)
+                    raise DivergedError(int(state.step), ["the policy's action"], world.step)
+            transition = world.advance(chosen)
+            rewards.append(transition["reward"])
+            replay = _remember(transition, replay)
             if not warming:
                 now = world.observation, np.asarray(world.step)
                 state, metrics, action = _learn(inputs, replay, state, *now)
                 history.append(metrics)
+                learned_at.append(world.step)
             how.stopped = how.between(world.step)
     except EnvironmentFaultError as error:
         fault = error
+    how.rewards.see(np.concatenate([*rewards, np.zeros(0, np.float32)]))
     history = jax.device_get(history)  # at once, and when the updates are done
     columns = {name: np.array([row[name] for row in history]) for name in (history or [{}])[0]}
     each = {name: column.repeat(inputs.num_updates) for name, column in columns.items()}
-    raise_if_diverged(int(state.step), len(history) * inputs.num_updates, each, state)
+    steps = [step for step in learned_at for _ in range(inputs.num_updates)]
+    raise_if_diverged(int(state.step), len(steps), each, state, steps)
     metrics = {name: float(column.mean()) for name, column in columns.items()}
     seconds = time.perf_counter() - began
     progress = OnlineProgress(
@@ -254,8 +262,9 @@ def _explore(
 class _World:
     """A vector environment between two steps."""
 
-    def __init__(self, environments: Any, *, seed: int, step: int):
+    def __init__(self, environments: Any, *, seed: int, step: int, tells_success: bool):
         check_resets(environments)
+        self.successes = Successes(tells_success)
         self.environments, self.seed, self.step = environments, seed, step
         self.num = environments.num_envs
         self.returns, self.lengths = np.zeros(self.num), np.zeros(self.num, np.int64)
@@ -289,14 +298,18 @@ class _World:
             "mask": np.asarray(~terminated, np.float32),
             "next_observation": self.observation,
         }
+        done = terminated | truncated
+        try:
+            success = self.successes.read(info, np.ones(self.num, bool), done)
+        except ValueError as error:
+            raise self.fault(str(error)) from None
         self.step += self.num
         self.returns += reward
         self.lengths += 1
-        done = terminated | truncated
         for index in np.flatnonzero(done):
             ended = {"return": self.returns[index], "length": self.lengths[index]}
-            if info.get("_success", done)[index] and "success" in info:
-                ended["success"] = info["success"][index]
+            if self.successes.told:
+                ended["success"] = success[index]
             self.episodes.append({name: float(value) for name, value in ended.items()})
         if done.any():
             self.reset(done)
@@ -306,17 +319,20 @@ class _World:
         try:
             return getattr(self.environments, method)(*args, **kwargs)
         except Exception as error:
-            problem = f"its {method} raised {type(error).__name__}: {error}"
-            raise EnvironmentFaultError(self.step, problem) from error
+            raise self.fault(f"its {method} raised {one_line(error)}") from error
 
     def check(self, observation: Any, reward: Any = 0.0) -> None:
         shape = self.environments.observation_space.shape
-        if np.shape(observation) != shape:
-            problem = f"the shape of its observations is {np.shape(observation)}, expected {shape}"
-        elif not np.isfinite(observation).all():
-            problem = "its observation is NaN or infinite"
-        elif not np.isfinite(reward).all():
-            problem = f"its reward is {reward}"
-        else:
-            return
-        raise EnvironmentFaultError(self.step, problem)
+        fault = observation_fault(observation, shape, np.ones(self.num, bool))
+        if fault is not None:
+            raise self.fault(fault[0])
+        if not np.isfinite(reward).all():
+            raise self.fault(f"its reward is {reward}")
+
+    def fault(self, problem: str) -> EnvironmentFaultError:
+        return EnvironmentFaultError(
+            problem,
+            step=self.step,
+            where=f"at step {self.step}",
+            advice="What was learned before is kept; mend the environment and continue.",
+        )

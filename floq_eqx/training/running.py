@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from .._progress import progress_bar
 from .._types import Number
 from ..agents.base import OF_THE_DATA, Agent, State
 from ..data import Batch, Replay, collect_dataset, fingerprint, load_dataset, parse_name
+from ..data.episodes import EnvironmentFaultError, close_or_warn
 from ..evaluation import Evaluation, evaluate, make_environments
 from .config import CHANGEABLE, OnlineConfig, TrainConfig
 from .interruption import Interrupted, Stop, stopping
 from .lock import locked
 from .loggers import Logger, LoggerName, check_loggers, open_loggers
 from .loop import Progress, fit
-from .online import EnvironmentFaultError, OnlineProgress, fit_online
+from .online import OnlineProgress, fit_online
 from .run import Facts, Run, claim, write_config
 
 
@@ -130,13 +130,14 @@ def finetune(
         )
     else:
         run = Run(source)
-        config = dataclasses.replace(
-            run.config,
-            agent=dataclasses.replace(run.config.agent, decay_updates=None),
-            num_updates=run.last_step(),
-            online=dataclasses.replace(online, start=str(run.folder.resolve())),
-            **(changes or {}),
-        )
+        own = {
+            "agent": dataclasses.replace(run.config.agent, decay_updates=None),
+            "num_updates": run.last_step(),
+            "online": dataclasses.replace(online, start=str(run.folder.resolve())),
+        }
+        if online.offline_data == "none":
+            own |= {"data": None, "rewards": "task"}
+        config = dataclasses.replace(run.config, **own | (changes or {}))
     return train(config, folder, resume=resume, **options)
 
 
@@ -161,7 +162,7 @@ def _training(
     world = None
     if config.online is not None:
         world = _make_world(config, config.online.num_environments)
-        stack.callback(_close, "an environment", world.close)
+        stack.callback(close_or_warn, "an environment", world.close)
     agent, facts = _fitted(config.agent, data, world)
     path = None if config.data is None else str(Path(config.data).expanduser().absolute())
     config = dataclasses.replace(config, agent=agent, data=path)
@@ -195,7 +196,7 @@ def _training(
             run.forget_after(step)
         resume_at = None if old is None else step
         logger = open_loggers(folder, loggers, resume_at=resume_at, config=config.to_plain())
-        stack.callback(_close, "a logger", logger.close)
+        stack.callback(close_or_warn, "a logger", logger.close)
         watch = _Watch(
             run=run,
             agent=agent,
@@ -260,14 +261,6 @@ def _make_world(config: TrainConfig, num: int) -> Any:
         success_timing=config.success_timing,
         **config.environment_kwargs,
     )
-
-
-def _close(what: str, close: Callable[[], None]) -> None:
-    """What is closed after the last checkpoint does not fail a run."""
-    try:
-        close()
-    except Exception as error:
-        warnings.warn(f"{what} could not be closed: {type(error).__name__}: {error}", stacklevel=2)
 
 
 def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]:
@@ -351,9 +344,10 @@ def _online(
             "updates_per_second": now.updates_per_second,
             "env_steps_per_second": now.env_steps_per_second,
         }
+        # An episode without success failed, if another of the chunk tells it.
         episodes = {
-            f"episode_{name}": float(np.mean([e[name] for e in now.episodes]))
-            for name in (now.episodes or [{}])[0]
+            f"episode_{name}": float(np.mean([e.get(name, 0.0) for e in now.episodes]))
+            for name in (now.episodes or [{}])[-1]
         }
         metrics = now.metrics | {"episodes": len(now.episodes)} | episodes
         step = config.num_updates + now.step
@@ -363,7 +357,7 @@ def _online(
     warmup = online.warmup
     if warmup is None:
         learned = config.num_updates > 0 and (int(replay.size) > 0 or mixture is not None)
-        warmup = 0 if learned else 1000
+        warmup = 0 if learned and online.warmup_with == "random" else 1000
     try:
         fit_online(
             config.agent,
@@ -383,6 +377,7 @@ def _online(
             seed=config.seed,
             callbacks=(after,),
             between=watch.between,
+            tells_success=watch.tells_success(),
         )
     except EnvironmentFaultError as fault:
         now = fault.progress
@@ -457,6 +452,12 @@ class _Watch:
             except Interrupted:
                 self.save(step, state, replay)
                 raise
+            except Exception as error:
+                self.save(step, state, replay)
+                text = f"what was trained until step {step} is saved in {self.run.folder}"
+                error.add_note(f"In an evaluation; {text}.")
+                self._say(f"the evaluation failed, and {text}")
+                raise
         self.run.prune()
 
     def save(self, step: int, state: State, replay: Replay | None = None) -> None:
@@ -470,7 +471,7 @@ class _Watch:
             return
         if self._environments is None:
             self._environments = _make_world(config, min(10, config.evaluation_episodes))
-            self._stack.callback(_close, "an environment", self._environments.close)
+            self._stack.callback(close_or_warn, "an environment", self._environments.close)
         result = evaluate(
             self.agent,
             state,
@@ -485,8 +486,19 @@ class _Watch:
         self._assessed = step
         steps = step - config.num_updates
         where = f"update {int(state.step)}" if steps <= 0 else f"environment step {steps}"
-        with _external_write():
-            self.report(f"{where}: {describe(result)}")
+        self._say(f"{where}: {describe(result)}")
+
+    def tells_success(self) -> bool:
+        """Whether an episode of the run told success before, online or in an evaluation."""
+        online = [row.get("episode_success") for row in self.run.table("train.csv")]
+        evaluated = [row.get("success") for row in self.run.table("evaluation.csv")]
+        return any(told is not None and not np.isnan(told) for told in online + evaluated)
+
+    def _say(self, line: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode():
+            self.report(line)
 
     def _due(self, step: int, every: int, last: int) -> bool:
         """Whether a multiple has been passed since: several environments may step over it."""
@@ -499,12 +511,6 @@ class _Watch:
             return seconds
         env_steps = max(0, step - self.run.config.num_updates)
         return seconds | {"updates": int(state.step), "env_steps": env_steps}
-
-
-def _external_write() -> Any:
-    from tqdm import tqdm
-
-    return tqdm.external_write_mode()
 
 
 def _check_networks(agent: Agent) -> None:
