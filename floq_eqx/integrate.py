@@ -5,7 +5,7 @@ of steps or with an adaptive step size controller, and returns a `FlowSolution`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_origin
+from typing import Any, get_origin
 
 import diffrax
 import equinox as eqx
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
-from ._explicit import ScannedStages, is_explicit, is_scanned, with_scanned_stages
+from ._explicit import with_scanned_stages
+from ._stepping import CountingController, EqualSteps, cost_of, fractions
 from ._types import FloatLike
 
 # What an implicit solver holds where it will use the step size controller's tolerances.
@@ -76,106 +77,6 @@ class FlowSolution(eqx.Module):
     path: FlowPath | None
 
 
-class _Cost(NamedTuple):
-    """Evaluations of the field that a solver makes."""
-
-    init: int  # in `solver.init`
-    step: int  # in a step that can reuse the last stage of the step before
-    restart: int  # more, in a step that cannot
-    starts_afresh: bool  # whether the first step is one that cannot
-
-    def of_equal_steps(self, num_steps):
-        return self.init + self.step * num_steps + self.restart * self.starts_afresh
-
-
-def _cost(solver: Any) -> _Cost | None:
-    """The cost of a solver's steps, or None if that is not known before the solve."""
-    # A subclass that brings its own `step` may do anything in it.
-    step = type(solver).step
-    if step in (diffrax.Euler.step, diffrax.LeapfrogMidpoint.step):
-        return _Cost(init=0, step=1, restart=0, starts_afresh=False)
-    if step is diffrax.ReversibleHeun.step:
-        return _Cost(init=1, step=1, restart=1, starts_afresh=False)
-    if isinstance(solver, diffrax.HalfSolver):
-        inner = _cost(solver.solver)
-        # One full step and the first half-step start where the last step ended, the second
-        # half-step where the first one did.
-        # With fixed steps nothing needs the full one, and a scan of which nothing is needed is
-        # not run.
-        count = 2 if is_scanned(solver.solver) else 3
-        return inner and inner._replace(step=count * inner.step, restart=2 * inner.restart)
-    if isinstance(solver, ScannedStages):
-        reused = int(solver.tableau.fsal)
-        return _Cost(reused, solver.tableau.num_stages - reused, 0, False)
-    if is_explicit(solver):
-        reused = int(solver.tableau.fsal)
-        return _Cost(0, solver.tableau.num_stages - reused, reused, True)
-    return None
-
-
-class _CountingController(diffrax.AbstractStepSizeController):
-    """Counts evaluations of the field on behalf of the controller that it wraps.
-
-    Only the controller's state survives a rejected step, so only here can a first step that is
-    tried several times, and computes its first stage each time, be counted.
-    """
-
-    controller: diffrax.AbstractStepSizeController
-    cost: _Cost = eqx.field(static=True)
-
-    def wrap(self, direction):
-        return _CountingController(self.controller.wrap(direction), self.cost)
-
-    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        selects = False
-
-        def noticed(*call):
-            nonlocal selects
-            selects = True
-            return func(*call)
-
-        t_next, state = self.controller.init(terms, t0, t1, y0, dt0, args, noticed, error_order)
-        # Choosing the first step (Hairer, Norsett and Wanner, II.4) takes two evaluations.
-        count = self.cost.init + (2 if selects else 0)
-        return t_next, (state, jnp.asarray(count, jnp.int32), jnp.asarray(self.cost.starts_afresh))
-
-    def adapt_step_size(
-        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
-    ):
-        inner, count, afresh = controller_state
-        keep_step, t_prev, t_next, made_jump, inner, result = self.controller.adapt_step_size(
-            t0, t1, y0, y1_candidate, args, y_error, error_order, inner
-        )
-        count = count + self.cost.step + self.cost.restart * afresh.astype(jnp.int32)
-        afresh = jnp.where(keep_step, made_jump, afresh)
-        return keep_step, t_prev, t_next, made_jump, (inner, count, afresh), result
-
-
-class _EqualSteps(diffrax.AbstractStepSizeController):
-    """The times k / K, from a table: sums of a rounded step would be others, or more of them."""
-
-    num_steps: int = eqx.field(static=True)
-
-    def wrap(self, direction):
-        return self
-
-    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        times = t0 + (t1 - t0) * jnp.asarray(_fractions(self.num_steps), t0.dtype)
-        return times[1], (times, jnp.asarray(1, jnp.int32))
-
-    def adapt_step_size(
-        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
-    ):
-        times, count = controller_state
-        # Past the end this is the end again.
-        unrejected = diffrax.RESULTS.successful
-        return True, t1, times[count + 1], False, (times, count + 1), unrejected
-
-
-def _fractions(num_steps):
-    return np.arange(num_steps + 1) / num_steps
-
-
 class _VectorField(eqx.Module):
     """A velocity in the form that Diffrax takes; a module, so that its adjoints see inside.
 
@@ -196,7 +97,7 @@ def _scan(terms, solver, cost, x0, args, num_steps, save_path):
     Without step size control a solve is a loop over these, and `lax.scan` keeps what the
     backward pass needs. Diffrax's loop would compute each step again there.
     """
-    times = jnp.asarray(_fractions(num_steps), x0.dtype)
+    times = jnp.asarray(fractions(num_steps), x0.dtype)
     state = solver.init(terms, times[0], times[1], x0, args)
     state, static = eqx.partition(jax.tree.map(_as_array, state), eqx.is_array)
 
@@ -226,11 +127,11 @@ def _diffeqsolve(
 ):
     """Adaptive steps, or equal ones with one of Diffrax's adjoints."""
     if controller is None:
-        stepper, max_steps = _EqualSteps(num_steps), num_steps
+        stepper, max_steps = EqualSteps(num_steps), num_steps
     else:
         stepper = controller
         if cost is not None:
-            stepper = _CountingController(controller, cost)
+            stepper = CountingController(controller, cost)
     saved: Any = diffrax.SubSaveAt(t1=True)
     if save_path:
         saved = [saved, diffrax.SubSaveAt(t0=True, steps=True)]
@@ -274,9 +175,9 @@ def _solve(velocity, x0, args, solver, num_steps, controller, max_steps, save_pa
     terms = diffrax.ODETerm(_VectorField(velocity, dtype))
     if controller is None and adjoint is None:
         solver = with_scanned_stages(solver)
-        solved = _scan(terms, solver, _cost(solver), x0, args, num_steps, save_path)
+        solved = _scan(terms, solver, cost_of(solver), x0, args, num_steps, save_path)
     else:
-        cost = _cost(solver)
+        cost = cost_of(solver)
         solved = _diffeqsolve(
             terms, solver, cost, x0, args, num_steps, controller, max_steps, save_path, adjoint
         )

@@ -18,7 +18,7 @@ ROWS = [
     {"embeddings", "paths", "targets", "losses", "data"},
     {"networks"},
     {"velocity", "critics", "actors"},
-    {"integrate", "_explicit"},
+    {"integrate", "_stepping", "_explicit"},
     {"agents"},
     {"training", "evaluation", "analysis", "interop"},
     {"plotting", "presets"},
@@ -27,6 +27,8 @@ ROWS = [
 # What a row's files may use of their own row.
 WITHIN_ROW = {
     ("integrate", "_explicit"),
+    ("integrate", "_stepping"),
+    ("_stepping", "_explicit"),
     ("analysis", "training"),
     ("training", "evaluation"),
     ("__main__", "cli"),
