@@ -156,7 +156,10 @@ def evaluate(
 def _reward_fault(reward: Any, rows: np.ndarray) -> tuple[str, np.ndarray] | None:
     if np.shape(reward) != rows.shape:
         return f"the shape of its rewards is {np.shape(reward)}, expected {rows.shape}", rows
-    bad = rows & ~np.isfinite(reward)
+    finite = np.isfinite(reward)
+    if finite.all():
+        return None
+    bad = rows & ~finite
     return (f"its reward is {reward[bad][0]}", bad) if bad.any() else None
 
 

@@ -400,6 +400,11 @@ def test_environments_that_cannot_be_made(name, kwargs, message, monkeypatch, tm
     assert "\n" not in str(info.value)
 
 
+def test_names_that_are_taken():
+    with pytest.raises(ValueError, match="environment_kwargs cannot set num, success_timing"):
+        online(environment_kwargs={"success_timing": "pre", "num": 3, "name": 4})
+
+
 def test_the_program_says_so_in_one_line(capsys, tmp_path):
     words = ["train", "--agent", "sac", "--online-steps", "4", "--out", str(tmp_path / "run")]
     assert cli.main([*words, "--env", "no_such_module:Env-v0"]) == 1

@@ -42,7 +42,10 @@ def observation_fault(
     """What is wrong with the observations of a vector environment, and in which of the rows."""
     if np.shape(observation) != shape:
         return f"the shape of its observations is {np.shape(observation)}, expected {shape}", rows
-    bad = rows & ~np.isfinite(observation).reshape(len(rows), -1).all(axis=1)
+    finite = np.isfinite(observation)
+    if finite.all():
+        return None
+    bad = rows & ~finite.reshape(len(rows), -1).all(axis=1)
     return ("its observation is NaN or infinite", bad) if bad.any() else None
 
 
