@@ -166,7 +166,7 @@ def test_divergence_names_the_step_of_the_environment():
     zeros = jnp.zeros((8, 2)), jnp.zeros((8, 1))
     data = Batch(*zeros, jnp.full(8, jnp.nan), jnp.ones(8), zeros[0])
     with pytest.raises(DivergedError, match=r"at update 1, after environment step 7\. ") as caught:
-        fit(offline=data, utd=2)
+        fit(offline=data, utd=2, chunk=1)
     assert (caught.value.step, caught.value.env_step) == (1, 7)
     state = jax.tree.map(
         lambda x: x * jnp.asarray(jnp.nan, x.dtype) if eqx.is_inexact_array(x) else x,
