@@ -14,7 +14,7 @@ import floq_eqx
 PACKAGE = Path(floq_eqx.__file__).parent
 # Each row may import from those before it, from its own file, and, in a package, from its siblings.
 ROWS = [
-    {"_types", "_progress"},
+    {"_types", "_progress", "__version__"},
     {"embeddings", "paths", "targets", "losses", "data"},
     {"networks"},
     {"velocity", "critics", "actors"},

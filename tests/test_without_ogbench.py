@@ -84,9 +84,12 @@ small = fq.networks.MLPConfig(hidden_sizes=(8,))
 agent = fq.FQL(critic=small, actor=small).for_data(data)
 state = agent.init(observation_size=3, action_size=2, key=key)
 fq.training.train_steps(agent, state, data, num_updates=2, batch_size=8, key=key)
-one = fq.analysis.default_configurations(num_steps=(1,), tolerances=())[:1]
-sizes = {{"num_updates": 1, "num_observations": 2, "num_candidates": 2}}
-fq.analysis.study_problem("walk", configurations=one, key=key, **sizes)
+problem = fq.analysis.RandomWalk(key=key)
+problem.data(8, key=key)
+solver = fq.analysis.default_configurations()[0].solver
+field = lambda t, z: -z
+fq.solve_flow(field, jax.numpy.ones(3), solver=solver, num_steps=2)
+assert fq.analysis.solvers.rank_agreement(np.eye(3), np.eye(3)) == 1
 floq("train", "--env", "Pendulum-v1", "--agent", "sac", "--online-steps", 10, "--warmup", 8,
     "--log-every", 10, "--evaluate-every", 10, "--checkpoint-every", 10,
     "--evaluation-episodes", 1, "--out", "run", *{SMALL})
