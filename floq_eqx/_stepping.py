@@ -94,7 +94,7 @@ class EqualSteps(diffrax.AbstractStepSizeController):
         return self
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        times = t0 + (t1 - t0) * jnp.asarray(fractions(self.num_steps), t0.dtype)
+        times = t0 + (t1 - t0) * jnp.asarray(fractions(self.num_steps), jnp.result_type(t0))
         return times[1], (times, jnp.asarray(1, jnp.int32))
 
     def adapt_step_size(

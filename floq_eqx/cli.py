@@ -19,7 +19,7 @@ import tyro
 
 from ._types import FloatLike, Number
 from .agents.base import OF_THE_DATA, Agent, check_sizes
-from .agents.registry import AGENTS, NAMED, NETWORKS, SOLVERS, from_plain, nearest, to_plain
+from .agents.registry import _NAMED, AGENTS, NETWORKS, SOLVERS, from_plain, nearest, to_plain
 from .networks import MLPConfig, NetworkConfig
 from .training import Interrupted, OnlineConfig, Run, TrainConfig, finetune, stopping, train
 from .training.config import Keep
@@ -89,7 +89,7 @@ def _check_device() -> None:
         jax.devices()
     except Exception as error:  # An assertion without a text, where a plugin is missing.
         raise RuntimeError(
-            f"JAX cannot start on JAX_PLATFORMS={jax.config.jax_platforms}: "
+            f"JAX cannot start on JAX_PLATFORMS={jax.config.read('jax_platforms')}: "
             f"{str(error) or 'there is no such device, or its plugin is not installed'}. "
             "JAX_PLATFORMS=cpu runs on the CPU; for NVIDIA's GPUs, pip install 'jax[cuda13]'."
         ) from error
@@ -164,7 +164,7 @@ def _train(arguments: list[str]) -> None:
     rewards = [hyperparameters.pop(n) for n in ask if hyperparameters.get(n, 0) is None]
     decay = defaults.agent.decay_updates
     stretched = decay == hyperparameters["decay_updates"] == defaults.num_updates
-    stretched = stretched and values["num_updates"] != decay
+    stretched = stretched and 0 < values["num_updates"] != decay
     if stretched:  # A schedule goes with its run.
         hyperparameters["decay_updates"] = values["num_updates"]
     config = dataclasses.replace(
@@ -683,9 +683,9 @@ def _dataclass_like(
             hint, default = float, float(default)
             if f.name in ask:
                 hint, default = float | None, None
-        elif f.name in NAMED:
-            hint, optional = Literal[tuple(NAMED[f.name])], f.default is None
-            hint, default = hint | None if optional else hint, to_plain(defaults)[f.name]
+        elif f.name in _NAMED:
+            hint: Any = Literal[tuple(_NAMED[f.name])]
+            hint, default = hint | None if f.default is None else hint, to_plain(defaults)[f.name]
         elif isinstance(default, NetworkConfig):
             hint = _dataclass_like(type(default), default, skip=())
             default = hint()
@@ -725,9 +725,9 @@ def _rebuilt(agent: Agent, options: dict[str, Any]) -> Agent:
         if isinstance(getattr(agent, name), NetworkConfig):
             options = _shallow(value)
             values[name] = NETWORKS[options.pop("kind")](**options)
-    for name in NAMED.keys() & values.keys():
+    for name in _NAMED.keys() & values.keys():
         if values[name] is not None:
-            values[name] = NAMED[name][values[name]]()
+            values[name] = _NAMED[name][values[name]]()
     return dataclasses.replace(agent, **values)
 
 

@@ -287,11 +287,7 @@ def _check_velocity(velocity: Callable, x0: Array, args: tuple) -> jax.ShapeDtyp
 def _varying_as(velocity: jax.ShapeDtypeStruct, x0: Array) -> Array:
     """In `shard_map`, x0 over the axes that its velocity varies over, as after a step."""
     axes = tuple(_varying_axes(velocity) - _varying_axes(jax.typeof(x0)))
-    if not axes:
-        return x0
-    if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(x0, axes, to="varying")
-    return jax.lax.pvary(x0, axes)
+    return jax.lax.pcast(x0, axes, to="varying") if axes else x0
 
 
 def _varying_axes(of: Any) -> frozenset:

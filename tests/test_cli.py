@@ -351,7 +351,10 @@ def test_evaluate_shows_what_it_records(run, capsys, monkeypatch, tmp_path):
     assert out.endswith(f"wrote {path}\n")
     ((args, options),) = calls
     assert args[2:] == (CUBE, path)
-    assert options == {"seed": 2, "success_timing": "post"}
+    assert options == {
+        **{"seed": 2, "success_timing": "post"},
+        **{"max_episode_steps": 10_000, "environment_kwargs": {}},
+    }
     assert callable(record)
 
 

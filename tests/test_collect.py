@@ -423,7 +423,7 @@ def test_killed_collection(number, tmp_path):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
     assert _folder(out) == []
 
 

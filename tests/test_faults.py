@@ -550,6 +550,7 @@ def test_checkpoints(states, fuzz, effort, tmp_path):
         fuzz(lambda: run.restore(shapes), names=run.folder, harmless=lambda loaded: True)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint 20 of .* was written by other versions")
 def test_forged_checkpoints(states, fuzz, effort, tmp_path):
     """Also where the checksums fit, what is loaded has the shapes that were asked for."""
     run, states = states

@@ -271,7 +271,8 @@ def test_online(tmp_path, monkeypatch, signum, step):
 
 WORDS = [
     *("train", "--agent", "fql", "--num-updates", "1000000", "--batch-size", "8"),
-    *("--log-every", "1000", "--evaluate-every", "1000000", "--checkpoint-every", "1000000"),
+    *("--log-every", "100", "--evaluate-every", "1000000", "--checkpoint-every", "1000000"),
+    *("--evaluation-episodes", "1"),
     *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--flow-steps", "2"),
 ]
 

@@ -334,7 +334,7 @@ def test_tables(tmp_path, name):
 
 def test_checkpoints_that_are_not_there(finished, tmp_path, data):
     run, _ = finished
-    with pytest.raises(FileNotFoundError, match="no checkpoint of update 7; it has 15, 20"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 7; it has 15, 20"):
         run.load(step=7)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint yet"):
         Run.create(tmp_path / "new", run.config, FACTS).load()

@@ -66,7 +66,7 @@ ADJOINTS: dict[str, type[diffrax.AbstractAdjoint]] = {
 """The adjoints that a configuration can name; in code, any that Diffrax has will do."""
 
 # The fields of an agent that hold an object of Diffrax, and the names of its classes.
-NAMED = {"solver": SOLVERS, "adjoint": ADJOINTS}
+_NAMED = {"solver": SOLVERS, "adjoint": ADJOINTS}
 
 NETWORKS = {"mlp": MLPConfig, "residual": ResidualConfig}
 """The kinds of network that a configuration can name."""
@@ -96,9 +96,9 @@ def to_plain(agent: Agent) -> dict[str, Any]:
         }.items():
             if isinstance(value, base):
                 name = type(value).__name__.lower()
-                if name not in NAMED[kind]:
-                    raise nearest(kind, name, NAMED[kind])
-                if not eqx.tree_equal(value, NAMED[kind][name]()):
+                if name not in _NAMED[kind]:
+                    raise nearest(kind, name, _NAMED[kind])
+                if not eqx.tree_equal(value, _NAMED[kind][name]()):
                     raise ValueError(
                         f"{value} has options that its name, {name!r}, does not hold; a "
                         "configuration can name what has its defaults."
@@ -141,8 +141,8 @@ def _from_plain_value(key: str, value: Any) -> Any:
         return NETWORKS[kind](**{k: _from_plain_value(k, v) for k, v in fields.items()})
     if isinstance(value, list):
         return tuple(value)
-    if key in NAMED and value is not None:
-        if value not in NAMED[key]:
-            raise nearest(key, value, NAMED[key])
-        return NAMED[key][value]()
+    if key in _NAMED and value is not None:
+        if value not in _NAMED[key]:
+            raise nearest(key, value, _NAMED[key])
+        return _NAMED[key][value]()
     return value

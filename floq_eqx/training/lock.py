@@ -19,8 +19,8 @@ HOLDER = f"{LOCK}.holder"
 def locked(folder: Path) -> Iterator[None]:
     """Makes a run's folder and keeps other processes from training in it.
 
-    The lock ends with the block, or with this process however that ends. A folder in which nothing
-    came to be is removed again, with those above it that were made for it.
+    The lock ends with the block, or with this process however that ends. Where nothing came to be,
+    its file is removed again, with the folders that were made for it.
 
     **Raises:** `BlockingIOError` that names the process that holds it; `OSError` if the folder
     cannot be written to.
@@ -30,6 +30,7 @@ def locked(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    before = set(os.listdir(folder))
     lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -50,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             (folder / HOLDER).unlink()
-        if set(os.listdir(folder)) == {LOCK}:
+        if set(os.listdir(folder)) - before == {LOCK}:
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink()
                 for path in made:

@@ -339,13 +339,12 @@ def _facts(plain: Any) -> Facts:
     known = {f.name for f in dataclasses.fields(Facts)}
     if not isinstance(plain, dict) or set(plain) != known:
         raise ValueError(f"facts must hold {', '.join(sorted(known))}, got {plain!r}")
-    facts = Facts(**plain)
     for name in ("observation_size", "action_size"):
-        if not isinstance(getattr(facts, name), int) or getattr(facts, name) < 1:
+        if not isinstance(plain[name], int) or plain[name] < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {plain[name]!r}")
-    if facts.data is not None and not isinstance(facts.data, str):
-        raise ValueError(f"facts: data must be a text, got {facts.data!r}")
-    return facts
+    if plain["data"] is not None and not isinstance(plain["data"], str):
+        raise ValueError(f"facts: data must be a text, got {plain['data']!r}")
+    return Facts(**plain)
 
 
 def claim(folder: Path) -> None:

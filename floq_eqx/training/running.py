@@ -209,6 +209,7 @@ def _training(
         )
         try:
             _go(config, state, step, data, world, start, train_key, online_key, watch)
+            run.prune()
         except Interrupted as interrupted:
             saved = "; nothing was trained yet"
             if run.steps():
