@@ -10,13 +10,22 @@ from pathlib import Path
 
 import equinox as eqx
 import numpy as np
+import pytest
 
-from floq_eqx.agents import from_plain, to_plain
+from floq_eqx.agents import AGENTS, from_plain, to_plain
 from floq_eqx.data import make_environment
 from floq_eqx.training import Facts, Run, TrainConfig
 
 CUBE = "cube-single-play-singletask-task1-v0"
 FACTS = Facts(observation_size=28, action_size=5)
+# Contracts hold for every agent, and each compiles for seconds: one agent of each kind is looked at
+# in every run of the suite, and the others by `pytest -m slow`.
+CONTRACTED = [
+    name
+    if name in ("floq", "value_flows", "sac", "iql")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in AGENTS
+]
 # A child inherits that signals are ignored, as they are in the background of a shell.
 PROGRAM = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "

@@ -29,6 +29,8 @@ from floq_eqx.training import TrainConfig, train_steps
 from floq_eqx.training.loop import with_arrays
 from floq_eqx.velocity import ValueVelocity, member_velocities
 
+from .runs import CONTRACTED
+
 KEY = jax.random.key(0)
 SMALL = MLPConfig(hidden_sizes=(16,), layer_norm=True)
 FEW = {"num_noise": 3, "num_steps": 2, "flow_steps": 2, "num_candidates": 1}
@@ -65,7 +67,7 @@ def transitions(size=6, seed=1):
 BATCH = transitions()
 
 
-@pytest.fixture(scope="module", params=AGENTS)
+@pytest.fixture(scope="module", params=CONTRACTED)
 def name(request):
     return request.param
 
