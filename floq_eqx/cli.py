@@ -85,11 +85,12 @@ def _check_device() -> None:
     """Raises a `RuntimeError` for a platform that JAX was told to use and cannot."""
     import jax
 
+    options: Any = jax.config
     try:
         jax.devices()
     except Exception as error:  # An assertion without a text, where a plugin is missing.
         raise RuntimeError(
-            f"JAX cannot start on JAX_PLATFORMS={jax.config.read('jax_platforms')}: "
+            f"JAX cannot start on JAX_PLATFORMS={options.jax_platforms}: "
             f"{str(error) or 'there is no such device, or its plugin is not installed'}. "
             "JAX_PLATFORMS=cpu runs on the CPU; for NVIDIA's GPUs, pip install 'jax[cuda13]'."
         ) from error

@@ -460,6 +460,7 @@ class _Watch:
                 self._say(f"the evaluation failed, and {text}")
                 raise
         self.run.prune()
+        self.stop.check()  # What was asked for meanwhile needs no further updates.
 
     def save(self, step: int, state: State, replay: Replay | None = None) -> None:
         if step not in self.run.steps():
