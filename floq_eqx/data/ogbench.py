@@ -615,6 +615,8 @@ def _network(url: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (OSError, http.client.HTTPException) as e:
+        if isinstance(e, urllib.error.HTTPError):
+            e.close()  # It holds the connection.
         raise ConnectionError(f"Could not fetch {url}: {e!r}. {advice}") from e
 
 
