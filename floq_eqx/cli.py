@@ -293,6 +293,8 @@ def _finetune(arguments: list[str]) -> None:
             """Environment steps between evaluations."""
             evaluation_episodes: int | None = None
             """Episodes in an evaluation."""
+            max_episode_steps: int | None = None
+            """Cut an evaluation's episodes off there that do not end before."""
             checkpoint_every: int | None = None
             """Environment steps between checkpoints."""
             keep: Keep | None = None

@@ -261,11 +261,15 @@ def make_environments(
     - `**kwargs`: for the environment.
 
     **Raises:** `ValueError` for an environment that is not known, cannot be made, or is not of
-    boxes.
+    boxes, and for a `success_timing` of one that is not OGBench's.
     """
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
     check_sizes(num=num)
+    if success_timing is not None and name not in dataset_names():
+        raise ValueError(
+            f"success_timing = {success_timing!r} means nothing: {name} is not OGBench's."
+        )
     make = functools.partial(_seeded, name, success_timing, kwargs)
     mode = AutoresetMode.DISABLED
     if asynchronous:

@@ -72,12 +72,15 @@ def compare(
     - `pool_tasks`: put runs that also differ in the task of their environment into one group.
 
     **Raises:** `ValueError` if a run has no evaluation, or none that counts `x`; if a group has a
-    seed twice, no evaluation in common or a NaN; and for an unknown metric, aggregate or x.
+    seed twice, no evaluation in common or a NaN; for `pool_tasks` of runs by themselves; and for
+    an unknown metric, aggregate or x.
     """
     if metric not in _LABELS:
         raise ValueError(f"metric must be one of {', '.join(_LABELS)}, got {metric!r}.")
     if aggregate is not None:
         check_choice("aggregate", aggregate, Aggregate)
+    elif pool_tasks:
+        raise ValueError("pool_tasks means nothing where every run stands by itself (aggregate).")
     check_choice("x", x, XAxis)
     tables = [run.table("evaluation.csv") for run in runs]
     empty = [str(run.folder) for run, rows in zip(runs, tables, strict=True) if not rows]

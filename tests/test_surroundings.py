@@ -253,6 +253,20 @@ def test_options_that_would_mean_nothing(capsys, tmp_path, data):
     assert names(tmp_path) == []
 
 
+def test_options_that_would_mean_nothing_for_a_run(capsys, tmp_path):
+    folder = tmp_path / "run"
+    words = ["--agent", "sac", "--env", "floq_eqx/Drawn-v0", "--online-steps", "4", "--warmup", "4"]
+    words += ["--log-every", "4", "--evaluate-every", "4", "--checkpoint-every", "4"]
+    words += ["--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--out", folder]
+    assert floq(capsys, "train", *words)[0] == 0
+    for words, message in [
+        (["evaluate", folder, "--success-timing", "post"], "success_timing = 'post' means nothing"),
+        (["plot", folder, "--aggregate", "none", "--pool-tasks"], "pool_tasks means nothing"),
+    ]:
+        status, _, err = floq(capsys, *words)
+        assert (status, message in err, err.count("\n")) == (1, True, 1), err
+
+
 def test_evaluation_leaves_the_run_as_it_is(capsys, monkeypatch, data, tmp_path):
     """Whatever ends it."""
     import signal

@@ -210,7 +210,7 @@ class TrainConfig:
                 f"{self.environment} is not OGBench's, so there are no offline data of it: learn "
                 "from scratch, with num_updates = 0."
             )
-        for name in ("data", "collect_episodes", "success_timing", "rewards"):
+        for name in ("collect_episodes", "success_timing"):
             if getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r} means nothing: {self.environment} is not "
