@@ -4,19 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import (
-    actors as actors,
     agents as agents,
-    critics as critics,
     data as data,
     embeddings as embeddings,
     integrate as integrate,
     losses as losses,
+    modules as modules,
     networks as networks,
     paths as paths,
     targets as targets,
-    velocity as velocity,
 )
-from .agents import FQL as FQL, Agent as Agent, Floq as Floq, State as State
+from .agents import ActorCritic as ActorCritic, Agent as Agent, State as State
 from .data import Batch as Batch
 from .integrate import FlowPath as FlowPath, FlowSolution as FlowSolution, solve_flow as solve_flow
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     )
     from .interop import from_flax as from_flax
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What only some programs use is imported when it is first asked for.
 _LAZY = ("analysis", "evaluation", "interop", "plotting", "presets", "training")

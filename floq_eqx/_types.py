@@ -26,4 +26,7 @@ FloatLike: TypeAlias = float | int | Float[Array, ""]
 
 Observation: TypeAlias = Float[Array, "observation"]
 Action: TypeAlias = Float[Array, "action"]
+Observations: TypeAlias = Float[Array, "batch observation"]
+Actions: TypeAlias = Float[Array, "batch action"]
+Values: TypeAlias = Float[Array, "batch"]
 Metrics: TypeAlias = dict[str, Scalar]

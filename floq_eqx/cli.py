@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ._types import FloatLike, Number
-from .agents.base import OF_THE_DATA, Agent, check_sizes
+from ._checks import check_sizes
+from .agents.agent import OF_THE_DATA, Agent
 from .agents.registry import _NAMED, AGENTS, NETWORKS, SOLVERS, from_plain, nearest, to_plain
 from .networks import MLPConfig, NetworkConfig
 from .training import Interrupted, OnlineConfig, Run, TrainConfig, finetune, stopping, train

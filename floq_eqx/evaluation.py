@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ._types import Key, Number
-from .agents.base import Agent, State, check_sizes
+from ._checks import check_sizes
+from .agents.agent import Agent, State
 from .data.environments import make_box_environment, making
 from .data.episodes import (
     EnvironmentFaultError,
@@ -72,7 +73,7 @@ def evaluate(
 
     **Arguments:**
 
-    - `agent`, `state`: who acts, as `agent.for_evaluation()` says.
+    - `agent`, `state`: who acts.
     - `environments`: from [`floq_eqx.evaluation.make_environments`][], or any Gymnasium vector
         environment with `autoreset_mode=AutoresetMode.DISABLED` and actions in [-1, 1].
     - `num_episodes`: at least 1.
@@ -225,8 +226,6 @@ def act_batch(
     step: Int[np.ndarray | Array, "batch"],
 ) -> Float[Array, "batch action"]:
     """What the agent does when it is evaluated, on a key for each (episode, step)."""
-    agent = agent.for_evaluation()
-
     def act(inputs: tuple[Array, Array, Array]) -> Array:
         observation, episode, step = inputs
         own = jax.random.fold_in(jax.random.fold_in(key, episode), step)

@@ -4,21 +4,14 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .agents.base import Agent, State
-from .agents.floq import Floq
-from .agents.fql import FQL
-from .agents.ifql import IFQL
-from .agents.iql import IQL
-from .agents.iqn import IQN
-from .agents.rebrac import ReBRAC
-from .agents.value_flows import ValueFlows
+from .agents import ActorCritic, Agent, State, floq, fql, ifql, iql, iqn, rebrac, value_flows
 from .data.ogbench import check_file
 from .networks import (
     MLP,
@@ -187,8 +180,8 @@ class _Arrays:
 class _Reference:
     """How a reference agent is built, and where each of its networks goes in (params, targets)."""
 
-    make: Callable[[_Config, Mapping[str, Any]], Agent]
-    networks: dict[str, Callable[[Any], AbstractNetwork]]
+    make: Callable[[_Config, Mapping[str, Any]], ActorCritic]
+    networks: "_Networks"
     arrange: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda params: params
 
 
@@ -221,47 +214,44 @@ def _gaussian_actor(config: _Config) -> MLPConfig:
     return dataclasses.replace(_mlp_actor(config), output_scale=float(scale))
 
 
-def _td(config: _Config) -> dict[str, Any]:
-    """What every reference with a critic has."""
+def _adam(config: _Config) -> dict[str, Any]:
+    """What every reference sets for the whole agent."""
+    return {"learning_rate": config["lr"], "target_rate": config["tau"]}
+
+
+def _one_step(config: _Config, flow_steps: str = "flow_steps") -> dict[str, Any]:
     return {
-        "learning_rate": config["lr"],
-        "target_rate": config["tau"],
-        "discount": config["discount"],
-    }
-
-
-def _fql_policy(config: _Config) -> dict[str, Any]:
-    return _td(config) | {
         "alpha": config["alpha"],
-        "aggregation": config["q_agg"],
         "normalise_q": config["normalize_q_loss"],
-        "actor": _mlp_actor(config),
+        "flow_steps": config[flow_steps],
+        "network": _mlp_actor(config),
     }
 
 
-def _floq(config: _Config, params: Mapping[str, Any]) -> Floq:
+def _floq(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
     residual = config["use_resnets"]
     field = None if residual else _hidden_sizes(params, "modules_floq/mlp")
-    critic = _hidden_sizes(params, "modules_critic/value_net")
-    return Floq(
-        **_fql_policy(config),
-        reward_min=config["r_min"],
-        reward_max=config["r_max"],
-        noise_coverage=config["noise_coverage"],
-        num_noise=config["noise_samples"],
-        num_steps=config["critic_flow_steps"],
-        ensemble_size=config["flow_num_ensembles"],
-        distilled_size=config["distill_num_ensembles"],
-        train_at_zero_only=config["train_at_zero_only"],
-        flow_steps=config["actor_flow_steps"],
-        value_embedding="hl_gauss" if config["use_prob_embed"] else "rescaled",
-        time_embedding="cosine" if config["embed_time"] else "raw",
-        num_bins=config["num_bins"],
-        sigma=config["sigma"],
-        reward_offset=config["reward_offset"],
-        field=_critic_network(config, field),
-        critic=_critic_network(config, critic),
-    )
+    distilled = _hidden_sizes(params, "modules_critic/value_net")
+    critic = {
+        "discount": config["discount"],
+        "aggregation": config["q_agg"],
+        "reward_min": config["r_min"],
+        "reward_max": config["r_max"],
+        "noise_coverage": config["noise_coverage"],
+        "num_noise": config["noise_samples"],
+        "num_steps": config["critic_flow_steps"],
+        "ensemble_size": config["flow_num_ensembles"],
+        "distilled_size": config["distill_num_ensembles"],
+        "train_at_zero_only": config["train_at_zero_only"],
+        "value_embedding": "hl_gauss" if config["use_prob_embed"] else "rescaled",
+        "time_embedding": "cosine" if config["embed_time"] else "raw",
+        "num_bins": config["num_bins"],
+        "sigma": config["sigma"],
+        "reward_offset": config["reward_offset"],
+        "network": _critic_network(config, field),
+        "distilled_network": _critic_network(config, distilled),
+    }
+    return floq(critic=critic, policy=_one_step(config, "actor_flow_steps"), **_adam(config))
 
 
 def _hidden_sizes(params: Mapping[str, Any], prefix: str) -> tuple[int, ...]:
@@ -277,27 +267,29 @@ def _hidden_sizes(params: Mapping[str, Any], prefix: str) -> tuple[int, ...]:
     return tuple(width for _, width in sorted(widths.items()))[:-1]
 
 
-def _fql(config: _Config, params: Mapping[str, Any]) -> FQL:
+def _fql(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
     hidden = _hidden_sizes(params, "modules_critic/value_net")
-    return FQL(
-        **_fql_policy(config),
-        ensemble_size=config["value_num_ensembles"],
-        flow_steps=config["flow_steps"],
-        critic=_critic_network(config, None if config["use_resnets"] else hidden),
-    )
+    critic = {
+        "discount": config["discount"],
+        "aggregation": config["q_agg"],
+        "ensemble_size": config["value_num_ensembles"],
+        "network": _critic_network(config, None if config["use_resnets"] else hidden),
+    }
+    return fql(critic=critic, policy=_one_step(config), **_adam(config))
 
 
-def _iqn(config: _Config, params: Mapping[str, Any]) -> IQN:
+def _iqn(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
     if not config["embed_quantile"]:
         raise ValueError("config['embed_quantile'] is False: only embedded levels can be imported.")
-    return IQN(
-        **_fql_policy(config),
-        num_noise=config["num_tau_samples"],
-        num_terms=config["quantile_embed_dim"],
-        ensemble_size=_members(params, "modules_critic/value_net"),
-        flow_steps=config["flow_steps"],
-        critic=_critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
-    )
+    critic = {
+        "discount": config["discount"],
+        "aggregation": config["q_agg"],
+        "num_noise": config["num_tau_samples"],
+        "num_terms": config["quantile_embed_dim"],
+        "ensemble_size": _members(params, "modules_critic/value_net"),
+        "network": _critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
+    }
+    return iqn(critic=critic, policy=_one_step(config), **_adam(config))
 
 
 def _members(params: Mapping[str, Any], prefix: str) -> int:
@@ -306,68 +298,82 @@ def _members(params: Mapping[str, Any], prefix: str) -> int:
     return int(np.shape(bias)[0]) if np.ndim(bias) == 2 else 2
 
 
-def _iql(config: _Config, params: Mapping[str, Any]) -> IQL:
+def _implicit(config: _Config, params: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "discount": config["discount"],
+        "expectile": config["expectile"],
+        "network": _critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
+    }
+
+
+def _iql(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
     if not config["const_std"]:
         raise ValueError("config['const_std'] is False: only unit deviations can be imported.")
-    return IQL(
-        **_td(config),
-        expectile=config["expectile"],
-        extraction=config["actor_loss"],
-        alpha=config["alpha"],
-        critic=_critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
-        actor=_gaussian_actor(config),
+    extraction = config["actor_loss"]
+    knob = "inverse_temperature" if extraction == "awr" else "cloning_weight"
+    policy = {
+        "extraction": extraction,
+        knob: config["alpha"],
+        "network": _gaussian_actor(config),
+    }
+    return iql(critic=_implicit(config, params), policy=policy, **_adam(config))
+
+
+def _ifql(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
+    return ifql(
+        critic=_implicit(config, params),
+        policy={"flow_steps": config["flow_steps"], "network": _mlp_actor(config)},
+        selection={"num_candidates": config["num_samples"]},
+        **_adam(config),
     )
 
 
-def _ifql(config: _Config, params: Mapping[str, Any]) -> IFQL:
-    return IFQL(
-        **_td(config),
-        expectile=config["expectile"],
-        num_candidates=config["num_samples"],
-        flow_steps=config["flow_steps"],
-        critic=_critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
-        actor=_mlp_actor(config),
-    )
-
-
-def _rebrac(config: _Config, params: Mapping[str, Any]) -> ReBRAC:
+def _rebrac(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
     if not config["tanh_squash"]:
         raise ValueError("config['tanh_squash'] is False: only squashed actors can be imported.")
-    return ReBRAC(
-        **_td(config),
-        alpha_actor=config["alpha_actor"],
-        alpha_critic=config["alpha_critic"],
-        actor_every=config["actor_freq"],
-        actor_noise=config["actor_noise"],
-        actor_noise_clip=config["actor_noise_clip"],
-        critic=_critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
-        actor=_gaussian_actor(config),
+    return rebrac(
+        critic={
+            "discount": config["discount"],
+            "network": _critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
+        },
+        policy={
+            "cloning_weight": config["alpha_actor"],
+            "next_penalty": config["alpha_critic"],
+            "blur": config["actor_noise"],
+            "blur_clip": config["actor_noise_clip"],
+            "network": _gaussian_actor(config),
+        },
+        policy_every=config["actor_freq"],
+        **_adam(config),
     )
 
 
-def _value_flows(config: _Config, params: Mapping[str, Any]) -> ValueFlows:
+def _value_flows(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
     for name in ("clip_flow_actions", "clip_flow_returns"):
         if not config[name]:
             raise ValueError(f"config[{name!r}] is False: only clipped flows can be imported.")
-    return ValueFlows(
-        **_td(config),
-        reward_min=config.get("min_reward", -1.0),
-        reward_max=config.get("max_reward", 0.0),
-        alpha=config["alpha"],
-        dcfm_weight=config["dcfm_lambda"],
-        bcfm_weight=config["bcfm_lambda"],
-        confidence_temperature=config["confidence_weight_temp"],
-        num_candidates=config["num_samples"],
-        num_steps=config["num_flow_steps"],
-        flow_steps=config["num_flow_steps"],
-        aggregation=config["q_agg"],
-        return_aggregation=config["ret_agg"],
-        normalise_q=config["normalize_q_loss"],
-        field=MLPConfig(
+    critic = {
+        "discount": config["discount"],
+        "reward_min": config.get("min_reward", -1.0),
+        "reward_max": config.get("max_reward", 0.0),
+        "dcfm_weight": config["dcfm_lambda"],
+        "bcfm_weight": config["bcfm_lambda"],
+        "confidence_temperature": config["confidence_weight_temp"],
+        "num_steps": config["num_flow_steps"],
+        "value_aggregation": config["q_agg"],
+        "aggregation": config["ret_agg"],
+        "network": MLPConfig(
             hidden_sizes=tuple(config["value_hidden_dims"]),
             layer_norm=bool(config["value_layer_norm"]),
         ),
-        actor=_mlp_actor(config),
+    }
+    best = {"num_candidates": config["num_samples"]}
+    return value_flows(
+        critic=critic,
+        policy=_one_step(config, "num_flow_steps"),
+        selection=best,
+        next_selection=best,
+        **_adam(config),
     )
 
 
@@ -386,51 +392,50 @@ def _arrange_value_flows(params: Mapping[str, Any]) -> dict[str, Any]:
     return arranged
 
 
-_POLICY: dict[str, Callable[[Any], AbstractNetwork]] = {
+_Networks: TypeAlias = dict[str, Callable[[Any], AbstractNetwork]]
+
+_ONE_STEP: _Networks = {
     "modules_actor_bc_flow/mlp": lambda tree: tree[0].policy.flow.network,
     "modules_actor_onestep_flow/mlp": lambda tree: tree[0].policy.actor.network,
 }
-_CRITIC: dict[str, Callable[[Any], AbstractNetwork]] = {
+_CRITIC: _Networks = {
     "modules_critic/value_net": lambda tree: tree[0].critic.network,
-    "modules_target_critic/value_net": lambda tree: tree[1].network,
+    "modules_target_critic/value_net": lambda tree: tree[1].critic.network,
 }
-_IMPLICIT_VALUES: dict[str, Callable[[Any], AbstractNetwork]] = {
-    "modules_critic/value_net": lambda tree: tree[0].values.critic.network,
-    "modules_target_critic/value_net": lambda tree: tree[1].network,
-    "modules_value/value_net": lambda tree: tree[0].values.value.network,
+_IMPLICIT: _Networks = {
+    "modules_critic/value_net": lambda tree: tree[0].critic.q.network,
+    "modules_target_critic/value_net": lambda tree: tree[1].critic.network,
+    "modules_value/value_net": lambda tree: tree[0].critic.v.network,
 }
 _REFERENCES = {
     "floq": _Reference(
         _floq,
         {
-            "modules_floq/mlp": lambda tree: tree[0].field.network,
-            "modules_target_floq/mlp": lambda tree: tree[1].network,
-            "modules_critic/value_net": lambda tree: tree[0].critic.network,
-            **_POLICY,
+            "modules_floq/mlp": lambda tree: tree[0].critic.field.network,
+            "modules_target_floq/mlp": lambda tree: tree[1].critic.network,
+            "modules_critic/value_net": lambda tree: tree[0].critic.distilled.network,
+            **_ONE_STEP,
         },
     ),
-    "fql": _Reference(_fql, {**_CRITIC, **_POLICY}),
-    "fqliqn": _Reference(_iqn, {**_CRITIC, **_POLICY}),
-    "iql": _Reference(
-        _iql, {**_IMPLICIT_VALUES, "modules_actor": lambda tree: tree[0].actor.network}
-    ),
+    "fql": _Reference(_fql, {**_CRITIC, **_ONE_STEP}),
+    "fqliqn": _Reference(_iqn, {**_CRITIC, **_ONE_STEP}),
+    "iql": _Reference(_iql, {**_IMPLICIT, "modules_actor": lambda tree: tree[0].policy.network}),
     "ifql": _Reference(
-        _ifql, {**_IMPLICIT_VALUES, "modules_actor_flow/mlp": lambda tree: tree[0].flow.network}
+        _ifql, {**_IMPLICIT, "modules_actor_flow/mlp": lambda tree: tree[0].policy.network}
     ),
     "rebrac": _Reference(
         _rebrac,
         {
-            "modules_critic/value_net": lambda tree: tree[0].critic.network,
-            "modules_target_critic/value_net": lambda tree: tree[1].critic.network,
-            "modules_actor": lambda tree: tree[0].actor.network,
-            "modules_target_actor": lambda tree: tree[1].actor.network,
+            **_CRITIC,
+            "modules_actor": lambda tree: tree[0].policy.network,
+            "modules_target_actor": lambda tree: tree[1].policy.network,
         },
     ),
     "value_flows": _Reference(
         _value_flows,
         {
-            "modules_critic_flow/value_net": lambda tree: tree[0].field.network,
-            "modules_target_critic_flow/value_net": lambda tree: tree[1].network,
+            "modules_critic_flow/value_net": lambda tree: tree[0].critic.network,
+            "modules_target_critic_flow/value_net": lambda tree: tree[1].critic.network,
             "modules_actor_flow/mlp": lambda tree: tree[0].policy.flow.network,
             "modules_actor_onestep_flow/mlp": lambda tree: tree[0].policy.actor.network,
         },

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from .agents.base import check_choice
+from ._checks import check_choice
 from .analysis.solvers import SolverComparison
 from .data.ogbench import finish, unfinished
 from .training import Run

@@ -10,7 +10,7 @@ the papers' `c51`, and Value Flows' own `iqn`, are other algorithms than the age
 import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
-from .agents.base import check_choice
+from ._checks import check_choice
 from .agents.registry import AGENTS, from_plain, nearest
 from .data import dataset_names, parse_name
 from .networks import MLPConfig

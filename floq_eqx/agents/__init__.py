@@ -1,55 +1,59 @@
-"""Algorithms: each a frozen module of hyperparameters around pure functions of its state."""
+"""Algorithms: a critic, a policy and a selection, each a frozen module of hyperparameters."""
 
-from .base import (
-    Agent as Agent,
-    State as State,
-    average as average,
-    best_of as best_of,
-    frozen as frozen,
+from . import critics as critics, policies as policies, recipes as recipes
+from .actor_critic import (
+    ActorCritic as ActorCritic,
+    ActorCriticNoise as ActorCriticNoise,
+    Parts as Parts,
 )
-from .bc import BC as BC, BCFlow as BCFlow, BcFlowNoise as BcFlowNoise
-from .c51 import C51 as C51, C51Params as C51Params
-from .evor import EVOR as EVOR, EvorNoise as EvorNoise, EvorParams as EvorParams
-from .floq import Floq as Floq, FloqNoise as FloqNoise, FloqParams as FloqParams
-from .flow_policy import (
-    FlowPolicy as FlowPolicy,
-    FlowPolicyAgent as FlowPolicyAgent,
-    FlowPolicyNoise as FlowPolicyNoise,
-    FqlNoise as FqlNoise,
-    behavioural_flow_loss as behavioural_flow_loss,
-    flow_policy_loss as flow_policy_loss,
-    integrate_actions as integrate_actions,
+from .agent import Agent as Agent, State as State, average as average, frozen as frozen
+from .critics import (
+    CRITICS as CRITICS,
+    TD as TD,
+    AbstractCritic as AbstractCritic,
+    BoundedCritic as BoundedCritic,
+    Categorical as Categorical,
+    EnsembleCritic as EnsembleCritic,
+    Flow as Flow,
+    Implicit as Implicit,
+    Quantile as Quantile,
+    ReturnFlow as ReturnFlow,
+    SoftReturnFlow as SoftReturnFlow,
 )
-from .fql import FQL as FQL, FqlParams as FqlParams
-from .ifql import IFQL as IFQL, IfqlNoise as IfqlNoise, IfqlParams as IfqlParams
-from .implicit_values import (
-    ImplicitValues as ImplicitValues,
-    implicit_values_loss as implicit_values_loss,
-)
-from .iql import IQL as IQL, IqlParams as IqlParams
-from .iqn import IQN as IQN, IqnNoise as IqnNoise, IqnParams as IqnParams
-from .rebrac import (
-    ReBRAC as ReBRAC,
-    RebracNoise as RebracNoise,
-    RebracParams as RebracParams,
-)
-from .registry import (
+from .plain import (
     ADJOINTS as ADJOINTS,
-    AGENTS as AGENTS,
+    NETWORKS as NETWORKS,
     SOLVERS as SOLVERS,
     from_plain as from_plain,
     to_plain as to_plain,
+    with_options as with_options,
 )
-from .sac import SAC as SAC, SacNoise as SacNoise, SacParams as SacParams
-from .sorl import (
-    SORL as SORL,
-    SorlNoise as SorlNoise,
-    SorlParams as SorlParams,
-    shortcut_actions as shortcut_actions,
+from .policies import (
+    POLICIES as POLICIES,
+    AbstractPolicy as AbstractPolicy,
+    BehaviouralFlow as BehaviouralFlow,
+    Deterministic as Deterministic,
+    Fixed as Fixed,
+    Gaussian as Gaussian,
+    OneStep as OneStep,
+    Shortcut as Shortcut,
+    TanhGaussian as TanhGaussian,
 )
-from .value_flows import (
-    ValueFlows as ValueFlows,
-    ValueFlowsNoise as ValueFlowsNoise,
-    ValueFlowsParams as ValueFlowsParams,
-    confidence_weight as confidence_weight,
+from .recipes import (
+    RECIPES as RECIPES,
+    bc as bc,
+    bc_flow as bc_flow,
+    c51 as c51,
+    evor as evor,
+    floq as floq,
+    fql as fql,
+    ifql as ifql,
+    iql as iql,
+    iqn as iqn,
+    rebrac as rebrac,
+    recipe_name as recipe_name,
+    sac as sac,
+    sorl as sorl,
+    value_flows as value_flows,
 )
+from .selection import Selection as Selection

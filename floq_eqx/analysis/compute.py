@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Number
-from ..agents.base import check_sizes
+from .._checks import check_sizes
 from ..networks import MLPConfig, NetworkConfig, ResidualConfig
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Metrics, Number
-from ..critics import Critic
-from ..velocity import ValueVelocity
+from ..modules.values import ActionValue
+from ..modules.velocity import ValueVelocity
 
 T = TypeVar("T")
 

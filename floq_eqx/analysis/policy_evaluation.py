@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
-from ..agents.base import Agent, State, check_range, check_sizes, frozen
+from .._checks import check_range, check_sizes
+from ..agents.agent import Agent, State, frozen
 from ..agents.floq import Floq
 from ..agents.flow_policy import FlowPolicyAgent
 from ..agents.iqn import IQN

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._types import Action, Key, Number, Observation, Scalar
-from ..actors import AbstractPolicy
-from ..agents.base import check_range, check_sizes
+from ..modules.actors import AbstractActor
+from .._checks import check_range, check_sizes
 from ..data.transitions import Batch
 
 _EFFORT = 0.5  # the cost of an action, by that of an observation

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Key, Number
-from ..agents.base import check_choice, check_sizes
+from .._checks import check_choice, check_sizes
 from ..agents.floq import Floq
 from ..data.transitions import Batch, sample
 from ..networks import MLPConfig
 from ..training.run import Run
 from ..training.running import find_data
-from ..velocity import AbstractValueVelocity
+from ..modules.velocity import AbstractValueVelocity
 from .features import first_member
 from .policy_evaluation import PolicyEvaluation, evaluate_policy
 from .problems import LinearQuadratic, RandomWalk

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from .._progress import progress_bar
 from .._types import Key, Number, Scalar
-from ..agents.base import check_sizes
+from .._checks import check_sizes
 from ..data.transitions import Batch
 from ..integrate import RESULTS, FlowSolution, solve_flow
-from ..velocity import AbstractValueVelocity
+from ..modules.velocity import AbstractValueVelocity
 
 FIXED_SOLVERS: tuple[diffrax.AbstractSolver, ...] = (
     diffrax.Euler(),

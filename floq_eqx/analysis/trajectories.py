@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from .._types import Scalar
 from ..integrate import FlowPath, FlowSolution, solve_flow
-from ..velocity import AbstractValueVelocity, member_velocities
+from ..modules.velocity import AbstractValueVelocity, member_velocities
 
 
 def trajectory(

@@ -10,7 +10,7 @@ import jax
 import jax.core
 import numpy as np
 
-from ..agents.base import Agent, State
+from ..agents.agent import Agent, State
 from ..data.transitions import Batch, check_batch
 
 
@@ -20,12 +20,12 @@ def check_fits(agent: Agent, data: Batch) -> None:
     size = data.action.shape[1]
     if agent.action_size not in (None, size):
         raise ValueError(
-            f"This {type(agent).__name__} is made for actions of {agent.action_size} components, "
+            f"This {agent.name} is made for actions of {agent.action_size} components, "
             f"and those of the data have {size}: use agent.for_data(data), and init a new state."
         )
     if agent.uses_next_action and data.next_action is None:
         raise ValueError(
-            f"{type(agent).__name__} needs the data's `next_action`, which they lack: load them "
+            f"{agent.name} needs the data's `next_action`, which they lack: load them "
             "with with_next_action=True."
         )
 
@@ -78,11 +78,12 @@ class RewardWatch:
     """Warns once of rewards outside what an agent is made for, if it has such bounds."""
 
     def __init__(self, agent: Agent, which: str):
-        self._name, self._which = type(agent).__name__, which
-        bounds: list[Any] = [getattr(agent, name, None) for name in ("reward_min", "reward_max")]
+        self._name, self._which = agent.name, which
+        bounds = agent.reward_bounds
         # Bounds that are traced or swept over are not known here.
-        unknown = any(b is None or isinstance(b, jax.core.Tracer) or np.ndim(b) for b in bounds)
-        self._bounds = None if unknown else bounds
+        if bounds is not None and any(isinstance(b, jax.core.Tracer) or np.ndim(b) for b in bounds):
+            bounds = None
+        self._bounds: Any = bounds
         self._count, self._outside, self._low, self._high = 0, 0, np.inf, -np.inf
 
     def see(self, rewards: Any) -> None:
@@ -101,7 +102,7 @@ class RewardWatch:
                 f"[reward_min, reward_max] = [{low!s}, {high!s}]: they are between {self._low!s} "
                 f"and {self._high!s}. {self._name} may not be able to represent the values that "
                 "follow from them: begin anew with bounds that hold them, reward_min and "
-                "reward_max (--reward-min and --reward-max), or agent.for_data(data) with data "
+                "reward_max (--critic.reward-min and --critic.reward-max), or agent.for_data(data) with data "
                 "that have such rewards.",
                 stacklevel=3,
             )

@@ -4,9 +4,8 @@ import dataclasses
 from typing import Any, Literal, TypeAlias
 
 from .._types import Number
-from ..agents.base import Agent, check_choice, check_range, check_sizes
-from ..agents.floq import Floq
-from ..agents.registry import AGENTS, from_plain, nearest, to_plain
+from .._checks import check_choice, check_kind, check_range, check_sizes, nearest
+from ..agents import Agent, floq, from_plain, recipe_name, to_plain
 from ..data import dataset_names, parse_name
 
 SuccessTiming: TypeAlias = Literal["pre", "post"]
@@ -126,7 +125,7 @@ class TrainConfig:
     """
 
     environment: str = "cube-single-play-singletask-task1-v0"
-    agent: Agent = dataclasses.field(default_factory=Floq)
+    agent: Agent = dataclasses.field(default_factory=floq)
     seed: int = 0
     num_updates: int = 1_000_000
     batch_size: int = 256
@@ -224,7 +223,7 @@ class TrainConfig:
     def _check_online(self, online: OnlineConfig) -> None:
         if self.agent.uses_next_action:
             raise ValueError(
-                f"{type(self.agent).__name__} needs the data's next action, which is not known "
+                f"{self.agent.name} needs the data's next action, which is not known "
                 "online."
             )
 
@@ -262,13 +261,17 @@ class TrainConfig:
 
     @property
     def agent_name(self) -> str:
-        """The agent's name in `floq_eqx.agents.AGENTS`."""
-        return next(name for name, kind in AGENTS.items() if type(self.agent) is kind)
+        """The algorithm's name in `floq_eqx.agents.RECIPES` or, where it has none, those of the
+        critic and the policy.
+        """
+        plain = to_plain(self.agent)
+        kinds = [plain[part]["kind"] for part in ("critic", "policy") if plain[part] is not None]
+        return recipe_name(self.agent) or "-".join(kinds)
 
     def to_plain(self) -> dict[str, Any]:
         """The configuration as plain data, fit for JSON."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain |= {"agent": self.agent_name, "hyperparameters": to_plain(self.agent)}
+        plain["agent"] = to_plain(self.agent)
         online = plain.pop("online")
         return plain if online is None else plain | {"online": dataclasses.asdict(online)}
 
@@ -276,23 +279,27 @@ class TrainConfig:
     def from_plain(cls, plain: dict[str, Any]) -> "TrainConfig":
         """The inverse of `to_plain`.
 
-        **Raises:** `ValueError` for a name or value that is not known.
+        **Raises:** `ValueError` for a name or value that is not known, and for a configuration of
+        floq_eqx 0.1.
         """
         values = dict(plain)
-        name = values.pop("agent", None)
-        hyperparameters = values.pop("hyperparameters", {})
-        if not isinstance(name, str) or name not in AGENTS:
-            raise nearest("agent", name, AGENTS)
-        default = cls(agent=from_plain(name, {})).to_plain()
-        _check_kind("hyperparameters", hyperparameters, default.pop("hyperparameters"))
+        agent = values.pop("agent", None)
+        if "hyperparameters" in values:
+            raise ValueError(
+                "This is a configuration of floq_eqx 0.1, which knew no critics and policies: that "
+                "version reads the run, and resumes it."
+            )
+        check_kind("agent", agent, {})
+        default = cls().to_plain()
+        del default["agent"]
         online = values.pop("online", None)
         _check_known(values, default)
         if online is not None:
             known = dataclasses.asdict(OnlineConfig())
-            _check_kind("online", online, {})
+            check_kind("online", online, {})
             _check_known(online, known)
             values["online"] = OnlineConfig(**online)
-        return cls(agent=from_plain(name, hyperparameters), **values)
+        return cls(agent=from_plain(agent), **values)
 
 
 def _check_known(values: dict[str, Any], default: dict[str, Any]) -> None:
@@ -301,19 +308,4 @@ def _check_known(values: dict[str, Any], default: dict[str, Any]) -> None:
         if key not in default:
             raise nearest("setting", key, default)
         kind = _OPTIONAL.get(key, default[key]) if value is not None else default[key]
-        _check_kind(key, value, kind)
-
-
-def _check_kind(name: str, value: Any, default: Any) -> None:
-    """Raises a `ValueError` unless a value from JSON is of the same kind as its default."""
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    kinds |= {list: "a list", dict: "a mapping of names to values"}
-    kind = type(value)
-    if default is not None and kind is not type(default) and (kind, type(default)) != (int, float):
-        raise ValueError(f"{name} must be {kinds[type(default)]}, got {value!r}.")
-    if isinstance(default, dict):
-        for key in value.keys() & default.keys():
-            _check_kind(key, value[key], default[key])
-    if isinstance(default, list) and default:
-        for entry in value:
-            _check_kind(f"every entry of {name}", entry, default[0])
+        check_kind(key, value, kind)

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
 
 from .._types import Number
-from ..agents.registry import nearest
+from .._checks import nearest
 from .files import write_text, writing
 
 Table: TypeAlias = Literal["train", "evaluation"]

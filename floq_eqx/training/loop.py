@@ -3,7 +3,9 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.core
@@ -12,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from .._types import Key
-from ..agents.base import Agent, State, check_sizes
+from .._checks import check_sizes
+from ..agents.agent import Agent, State
 from ..data.transitions import Batch, sample
 from .checks import RewardWatch, check_fits, explained
 
@@ -55,12 +58,13 @@ def train_steps(
 
 def with_arrays(agent: Agent) -> Agent:
     """The agent with arrays for its Python numbers, for each of which jit would compile anew."""
-    numbers = {
-        f.name: jnp.asarray(float(getattr(agent, f.name)))  # weakly typed, as a Python number is
-        for f in dataclasses.fields(agent)
-        if isinstance(getattr(agent, f.name), int | float) and not f.metadata.get("static", False)
-    }
-    return dataclasses.replace(agent, **numbers)
+
+    def array(leaf: Any) -> Any:
+        # Weakly typed, as a Python number is.
+        return jnp.asarray(float(leaf)) if isinstance(leaf, int | float) else leaf
+
+    theirs = (diffrax.AbstractSolver, diffrax.AbstractAdjoint)  # whose numbers are structural
+    return jax.tree.map(array, agent, is_leaf=lambda leaf: isinstance(leaf, theirs))
 
 
 @eqx.filter_jit

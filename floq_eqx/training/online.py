@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._types import Key, Number, Scalar
-from ..agents.base import Agent, State, check_choice, check_sizes
+from .._checks import check_choice, check_sizes
+from ..agents.agent import Agent, State
 from ..data import Batch, Replay, sample_mixture
 from ..data.episodes import EnvironmentFaultError, Successes, observation_fault, one_line
 from ..evaluation import check_resets

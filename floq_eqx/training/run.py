@@ -24,7 +24,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from ..agents.base import Agent, State
+from ..agents.agent import Agent, State
 from ..data import Batch, Collected, Replay
 from . import checkpoints
 from .config import TrainConfig

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._progress import progress_bar
 from .._types import Number
-from ..agents.base import OF_THE_DATA, Agent, State
+from ..agents.agent import Agent, State
 from ..data import Batch, Replay, collect_dataset, fingerprint, load_dataset, parse_name
 from ..data.episodes import EnvironmentFaultError, close_or_warn
 from ..evaluation import Evaluation, evaluate, make_environments
@@ -26,6 +26,10 @@ from .loggers import Logger, LoggerName, check_loggers, open_loggers
 from .loop import Progress, fit
 from .online import OnlineProgress, fit_online
 from .run import Facts, Run, claim, write_config
+
+
+OF_THE_DATA = ("action_size", "critic.reward_min", "critic.reward_max")
+"""What a run fills in of its agent, from the data."""
 
 
 def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
@@ -563,8 +567,10 @@ def _check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[s
 
     def flat(config: TrainConfig) -> dict[str, Any]:
         plain = config.to_plain()
-        plain |= plain.pop("hyperparameters")
-        plain |= {f"online.{name}": value for name, value in plain.pop("online", {}).items()}
+        plain |= plain.pop("agent")
+        for part in ("critic", "policy", "selection", "next_selection", "online"):
+            options = plain.pop(part, None) or {}
+            plain |= {f"{part}.{name}": value for name, value in options.items()}
         return {name: value for name, value in plain.items() if name not in ignore}
 
     before, after = flat(old), flat(new)

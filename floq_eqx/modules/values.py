@@ -1,16 +1,16 @@
-"""Critics that read Q off in one forward pass, for one example."""
+"""Values that are read off in one forward pass, for one example."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Action, Observation, Scalar
-from .embeddings import AbstractEmbedding, HLGauss
-from .networks import AbstractNetwork
+from .._types import Action, Observation, Scalar
+from ..embeddings import AbstractEmbedding, HLGauss
+from ..networks import AbstractNetwork
 
 
-class Critic(eqx.Module):
+class ActionValue(eqx.Module):
     """Q(s, a) by a network that sees s and a, concatenated in this order."""
 
     network: AbstractNetwork
@@ -30,7 +30,7 @@ class StateValue(eqx.Module):
         return jnp.squeeze(self.network(observation), 0)
 
 
-class QuantileCritic(eqx.Module):
+class QuantileValue(eqx.Module):
     """The quantile of the return at a level, by a network that sees s, a and the embedded level.
 
     Source: Dabney et al., arXiv 1806.06923, but for the layer that mixes the embedding in: here,
@@ -49,7 +49,7 @@ class QuantileCritic(eqx.Module):
         return jnp.squeeze(self.network(jnp.concatenate(inputs)), 0)
 
 
-class CategoricalCritic(eqx.Module):
+class CategoricalValue(eqx.Module):
     """The logits of a histogram over returns, by a network that sees s and a.
 
     Sources: Bellemare, Dabney and Munos, arXiv 1707.06887; Farebrother et al., arXiv 2403.03950.
@@ -68,7 +68,7 @@ class CategoricalCritic(eqx.Module):
 
 
 def member_values(
-    members: Critic,
+    members: ActionValue,
     observation: Float[Array, "batch observation"],
     action: Float[Array, "batch action"],
 ) -> Float[Array, "ensemble batch"]:
@@ -77,7 +77,7 @@ def member_values(
 
 
 def member_quantiles(
-    members: QuantileCritic,
+    members: QuantileValue,
     observation: Float[Array, "batch observation"],
     action: Float[Array, "batch action"] | Float[Array, "batch noise action"],
     quantile: Float[Array, "batch noise"],
@@ -96,7 +96,7 @@ def member_quantiles(
 
 
 def member_logits(
-    members: CategoricalCritic,
+    members: CategoricalValue,
     observation: Float[Array, "batch observation"],
     action: Float[Array, "batch action"],
 ) -> Float[Array, "ensemble batch bins"]:

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,35 +11,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._types import Action, FloatLike, Key, Metrics, Number, Observation, Scalar
-from ..data.transitions import Batch, reward_range
-from ..targets import Aggregation
+from .._checks import check_range, check_sizes
+from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from ..data.transitions import Batch
 
-Noise = Any
 T = TypeVar("T")
 AgentT = TypeVar("AgentT", bound="Agent")
-
-OF_THE_DATA = ("action_size", "reward_min", "reward_max")
-"""The hyperparameters that `Agent.for_data` fills in."""
-
-# What hyperparameters of these names may be, whichever agent has them; the last says whether the
-# upper end is excluded.
-_RANGES = {
-    "learning_rate": (0, float("inf"), False),
-    "target_rate": (0, 1, False),
-    "discount": (0, 1, True),
-    "alpha": (0, float("inf"), False),
-    "expectile": (0, 1, True),
-    "temperature": (0, float("inf"), False),
-}
-_COUNTS = (
-    "decay_updates",
-    "ensemble_size",
-    "flow_steps",
-    "num_noise",
-    "num_steps",
-    "num_candidates",
-)
 
 
 class State(eqx.Module):
@@ -62,6 +39,9 @@ class State(eqx.Module):
 class Agent(eqx.Module):
     """An algorithm with its hyperparameters.
 
+    Most algorithms are an [`floq_eqx.agents.ActorCritic`][]; one that is no critic and policy
+    subclasses this.
+
     Float hyperparameters are Python numbers or scalar arrays; arrays can be changed, or vmapped
     over, without compiling again. Structural ones are static.
 
@@ -69,28 +49,30 @@ class Agent(eqx.Module):
     deterministic functions of their arguments.
     """
 
-    uses_next_action: ClassVar[bool] = False
-    """Whether its batches need `next_action`."""
-
     action_size: eqx.AbstractVar[int | None]
     learning_rate: eqx.AbstractVar[FloatLike]
     decay_updates: eqx.AbstractVar[int | None]
 
     def __check_init__(self):
-        for name, (low, high, open_high) in _RANGES.items():
-            if hasattr(self, name):
-                check_range(name, getattr(self, name), low, high, open_high=open_high)
-        counts = {name: getattr(self, name) for name in _COUNTS if hasattr(self, name)}
-        check_sizes(**{name: count for name, count in counts.items() if count is not None})
-        if hasattr(self, "aggregation"):
-            check_choice("aggregation", self.aggregation, Aggregation)  # pyright: ignore
-        rewards = [getattr(self, name, None) for name in ("reward_min", "reward_max")]
-        low, high = (r if isinstance(r, int | float) else None for r in rewards)
-        if low is not None and high is not None and not low < high:
-            raise ValueError(
-                f"Needs reward_min < reward_max, got {low} and {high}: with equal rewards every "
-                "value is the same and their interval is empty."
-            )
+        check_range("learning_rate", self.learning_rate)
+        for name in ("action_size", "decay_updates"):
+            if getattr(self, name) is not None:
+                check_sizes(**{name: getattr(self, name)})
+
+    @property
+    def name(self) -> str:
+        """What it is called in files and figures."""
+        return type(self).__name__
+
+    @property
+    def uses_next_action(self) -> bool:
+        """Whether its batches need `next_action`."""
+        return False
+
+    @property
+    def reward_bounds(self) -> tuple[FloatLike, FloatLike] | None:
+        """The smallest and largest reward that it can represent the values of, if it has such."""
+        return None
 
     @abc.abstractmethod
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
@@ -100,7 +82,7 @@ class Agent(eqx.Module):
         """
 
     @abc.abstractmethod
-    def noise(self, batch_size: int, *, key: Key) -> Noise:
+    def noise(self, batch_size: int, *, key: Key) -> Any:
         """Every random number that one update of a batch of this size takes."""
 
     @abc.abstractmethod
@@ -115,24 +97,17 @@ class Agent(eqx.Module):
 
     @abc.abstractmethod
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
-        """The action for one observation, each component in [-1, 1]."""
-
-    def for_data(self: AgentT, data: Batch) -> AgentT:
-        """The agent with what it must know of the data: the size of an action and, where the agent
-        has them, the smallest and largest reward.
-        """
-        known: dict[str, Any] = {"action_size": data.action.shape[1]}
-        if hasattr(self, "reward_min"):
-            known["reward_min"], known["reward_max"] = reward_range(data)
-        return dataclasses.replace(self, **known)
+        """The action for one observation, each component in [-1, 1], as it is evaluated."""
 
     def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
         """The action by which data is collected: `act`'s, unless that draws none."""
         return self.act(state, observation, key=key)
 
-    def for_evaluation(self: AgentT) -> AgentT:
-        """The agent as it is evaluated: itself, unless it acts otherwise to explore."""
-        return self
+    def for_data(self: AgentT, data: Batch) -> AgentT:
+        """The agent with what it must know of the data: the size of an action and, where the agent
+        has them, the smallest and largest reward.
+        """
+        return dataclasses.replace(self, action_size=data.action.shape[1])
 
     def action_shape(self, *batch: int) -> tuple[int, ...]:
         """`(*batch, action_size)`, for drawing noise.
@@ -142,7 +117,7 @@ class Agent(eqx.Module):
         """
         if self.action_size is None:
             raise ValueError(
-                f"This {type(self).__name__} does not know the size of an action: make it with "
+                f"This {self.name} does not know the size of an action: make it with "
                 "action_size=..., or from a dataset with agent.for_data(data)."
             )
         for size in batch:
@@ -158,7 +133,7 @@ class Agent(eqx.Module):
                 f"action_size={action_size}."
             )
 
-    def update(self, state: State, batch: Batch, noise: Noise) -> tuple[State, Metrics]:
+    def update(self, state: State, batch: Batch, noise: Any) -> tuple[State, Metrics]:
         """One step of Adam on `loss`, and one of the targets.
 
         **Returns:** the new state, and the metrics of the loss.
@@ -224,61 +199,6 @@ def average(slow: T, fast: T, rate: FloatLike) -> T:
     return jax.tree.map(lambda s, f: rate * f + (1 - rate) * s, slow, fast)
 
 
-def best_of(
-    action: Float[Array, "candidate action"],
-    value: Float[Array, "candidate"],
-    *,
-    temperature: FloatLike = 0.0,
-    key: Key | None = None,
-) -> Float[Array, "action"]:
-    r"""One of the candidates, drawn in proportion to $\exp(Q / \text{temperature})$.
-
-    This extracts a policy without training one: at temperature 0 it is the best of N; above, with
-    candidates of the behaviour, rejection sampling of the policy that is regularised towards it.
-
-    **Arguments:** the candidates, their values, the temperature in units of the return, and a key
-    for the draw; without one the best is taken.
-    """
-    if key is not None:
-        # The largest of values disturbed by Gumbel noise is a draw from their softmax.
-        value = value + temperature * jax.random.gumbel(key, value.shape)
-    return action[jnp.argmax(value)]
-
-
 def frozen(tree: T) -> T:
     """`tree` without its gradient."""
     return jax.tree.map(jax.lax.stop_gradient, tree)
-
-
-def check_range(
-    name: str,
-    value: Any,
-    low: Number,
-    high: Number = float("inf"),
-    *,
-    open_high: bool = False,
-) -> None:
-    """Raises a `ValueError` unless a hyperparameter is in its range.
-
-    Arrays pass: their values are not known when a program is traced.
-    """
-    if isinstance(value, str | bool | None):
-        raise ValueError(f"{name} must be a number, got {value!r}.")
-    if isinstance(value, int | float) and not (
-        low <= value < float("inf") and (value < high if open_high else value <= high)
-    ):
-        interval = f"[{low}, {high}{')' if open_high or high == float('inf') else ']'}"
-        raise ValueError(f"{name} must be in {interval}, got {value!r}.")
-
-
-def check_sizes(**sizes: Any) -> None:
-    """Raises a `ValueError` unless every given size or count is a whole number of at least 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}.")
-
-
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raises a `ValueError` unless `value` is one of the alternatives of a `Literal`."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Action, Observation, Scalar
-from .embeddings import AbstractEmbedding
-from .networks import AbstractNetwork
+from .._types import Action, Observation, Scalar
+from ..embeddings import AbstractEmbedding
+from ..networks import AbstractNetwork
 
 
 class AbstractValueVelocity(eqx.Module):

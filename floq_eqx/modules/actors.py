@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Action, Number, Observation, Scalar
-from .networks import AbstractNetwork
+from .._types import Action, Number, Observation, Scalar
+from ..networks import AbstractNetwork
 
 
-class AbstractPolicy(eqx.Module):
-    """A policy that turns normal noise into an action."""
+class AbstractActor(eqx.Module):
+    """A policy for one observation, which turns normal noise into an action."""
 
     @abc.abstractmethod
     def act(self, observation: Observation, noise: Action) -> Action:
@@ -54,7 +54,7 @@ class GaussianActor(eqx.Module):
         return jnp.sum(jax.scipy.stats.norm.logpdf(action - self(observation)))
 
 
-class TanhGaussianActor(AbstractPolicy):
+class TanhGaussianActor(AbstractActor):
     r"""$a = \tanh(u)$ with u Gaussian, whose mean and deviation depend on the state.
 
     The network's output is the mean and the logarithm of the deviation, concatenated in this order;

@@ -1,0 +1,373 @@
+r"""ActorCritic: a critic, a policy and a selection, trained together.
+
+An update draws m next actions a transition from the policy, or chooses them among several by the
+critic, for the critic's loss; adds the policy's, which sees the critic's values but never its
+parameters; takes one Adam step on the sum; and averages the slow parts,
+$\bar\theta \leftarrow \tau \theta + (1 - \tau) \bar\theta$.
+"""
+
+import dataclasses
+import math
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .._checks import check_range, check_sizes, check_unused
+from .._types import Action, Actions, FloatLike, Key, Metrics, Observation, Observations, Scalar
+from ..data.transitions import Batch
+from .agent import Agent, State, average, frozen
+from .critics.critic import AbstractCritic, BoundedCritic
+from .policies.fixed import Fixed
+from .policies.policy import AbstractPolicy, Critique, NextAction
+from .selection import Selection
+
+C = TypeVar("C")
+P = TypeVar("P")
+T = TypeVar("T")
+
+
+class Parts(eqx.Module, Generic[C, P]):
+    """What is the critic's, and what is the policy's."""
+
+    critic: C
+    policy: P
+
+
+class ActorCriticNoise(eqx.Module):
+    """The random numbers of one update.
+
+    - `critic`, `policy`: those of their losses.
+    - `value`: those of the Q that the policy's loss asks for.
+    - `action`: those of the next actions, `[batch * num_next_actions * candidates, action]`, a
+        transition's rows side by side.
+    - `score`, `choice`: those of the choice among the candidates; `None` where there is one.
+    """
+
+    critic: PyTree
+    policy: PyTree
+    value: PyTree
+    action: PyTree
+    score: PyTree
+    choice: Float[Array, "batch candidates"] | None
+
+
+class ActorCritic(Agent):
+    """A critic and a policy, and how actions are chosen by the one among the other's.
+
+    **Arguments:**
+
+    - `critic`: How a value is represented and learned; `None` clones the data's policy alone.
+    - `policy`: How to act.
+    - `selection`: Which of several actions is taken when acting.
+    - `next_selection`: Which of several actions is the next one in the critic's target.
+    - `action_size`: The number of components of an action; `for_data` fills it in.
+    - `learning_rate`: The learning rate of Adam.
+    - `decay_updates`: Let the learning rate fall to zero as a cosine over so many updates; `None`
+        keeps it, as the papers do.
+    - `target_rate`: The share τ of the new parameters in the slow averages, in [0, 1].
+    - `gradient_norm`: The largest norm of the critic's gradient, and of the policy's; `None` for
+        no limit.
+    - `policy_every`: The number of updates from one that moves the policy, and the averages, to
+        the next.
+
+    **Raises:** `ValueError` for a pair that makes no sense, and says why: a policy that raises a
+    value without a critic, a critic that a cloning policy never asks, or settings without effect.
+    """
+
+    critic: AbstractCritic | None
+    policy: AbstractPolicy
+    selection: Selection = dataclasses.field(default_factory=Selection)
+    next_selection: Selection = dataclasses.field(default_factory=Selection)
+    action_size: int | None = eqx.field(static=True, default=None)
+    learning_rate: FloatLike = 3e-4
+    decay_updates: int | None = eqx.field(static=True, default=None)
+    target_rate: FloatLike = 0.005
+    gradient_norm: FloatLike | None = None
+    policy_every: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        check_range("target_rate", self.target_rate, 0, 1)
+        check_sizes(policy_every=self.policy_every)
+        if self.gradient_norm is not None:
+            check_range("gradient_norm", self.gradient_norm)
+        policy = type(self.policy).__name__
+        if self.critic is None:
+            self._check_without_critic(policy)
+        elif not (self.policy.uses_value or self._chooses or isinstance(self.policy, Fixed)):
+            raise ValueError(
+                f"{policy} clones the data and never asks {type(self.critic).__name__}: let the "
+                "critic choose, with num_candidates > 1 in selection, or leave it out."
+            )
+        if self.critic is not None and self.critic.num_next_actions == 0:
+            self._check_unselected(f"where {type(self.critic).__name__} wants no next action")
+        for selection in (self.selection, self.next_selection):
+            if selection.proposal == "behaviour" and not self.policy.has_behaviour:
+                raise ValueError(
+                    f"{policy} has no clone of the data's policy to propose actions: leave out "
+                    "proposal = 'behaviour', or take a policy that has one, such as OneStep."
+                )
+        if isinstance(self.critic, BoundedCritic) and _unbounded(self.policy.bonus_bounds(1)):
+            raise ValueError(
+                f"{policy} adds an entropy without bounds to the next value, and "
+                f"{type(self.critic).__name__} represents values within the bounds of the rewards "
+                "alone: leave the entropy out of the target, with backup_entropy = False."
+            )
+
+    @property
+    def _chooses(self) -> bool:
+        return max(s.num_candidates for s in (self.selection, self.next_selection)) > 1
+
+    def _check_without_critic(self, policy: str) -> None:
+        if self.policy.uses_value:
+            raise ValueError(f"{policy} raises a value, and there is no critic: give one.")
+        if self._chooses:
+            raise ValueError("Nothing can choose among candidates without a critic: give one.")
+        where = "without a critic"
+        self._check_unselected(where)
+        default = type(self)
+        check_unused(where, policy_every=(self.policy_every, default.policy_every))
+        if type(self.policy).slow is AbstractPolicy.slow:  # which averages nothing
+            check_unused(where, target_rate=(self.target_rate, default.target_rate))
+
+    def _check_unselected(self, where: str) -> None:
+        if not eqx.tree_equal(self.next_selection, Selection()):
+            raise ValueError(f"next_selection means nothing {where}: leave it out.")
+
+    @property
+    def name(self) -> str:
+        critic = "" if self.critic is None else f"{type(self.critic).__name__} x "
+        return critic + type(self.policy).__name__
+
+    @property
+    def uses_next_action(self) -> bool:
+        return self.policy.uses_next_action and self._asks_policy
+
+    @property
+    def _asks_policy(self) -> bool:
+        """Whether the critic's target takes the policy's own next action."""
+        wants = self.critic is not None and self.critic.num_next_actions > 0
+        return wants and self.next_selection.proposal == "policy"
+
+    @property
+    def reward_bounds(self) -> tuple[FloatLike, FloatLike] | None:
+        critic = self.critic
+        return (critic.reward_min, critic.reward_max) if isinstance(critic, BoundedCritic) else None
+
+    def for_data(self, data: Batch) -> "ActorCritic":
+        agent = super().for_data(data)
+        if self.critic is None:
+            return agent
+        return dataclasses.replace(agent, critic=self.critic.for_data(data))
+
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
+        self.check_init_sizes(observation_size, action_size)
+        critic_key, policy_key = jax.random.split(key)
+        sizes = (observation_size, action_size)
+        critic = self._bounded(action_size)
+        params = Parts(
+            None if critic is None else critic.init(*sizes, key=critic_key),
+            self.policy.init(*sizes, key=policy_key),
+        )
+        return self.fresh_state(params, self.slow(params))
+
+    def slow(self, params: Parts) -> Parts:
+        """The part of the parameters that is averaged."""
+        critic = None if self.critic is None else self.critic.slow(params.critic)
+        return Parts(critic, self.policy.slow(params.policy))
+
+    def noise(self, batch_size: int, *, key: Key) -> ActorCriticNoise:
+        shape = self.action_shape(batch_size)
+        keys = jax.random.split(key, 6)
+        policy = self.policy.noise(shape, key=keys[1])
+        if self.critic is None:
+            return ActorCriticNoise(None, policy, None, None, None, None)
+        value = self.critic.value_noise(batch_size, key=keys[2]) if self.policy.uses_value else None
+        action = score = choice = None
+        if self.critic.num_next_actions:
+            choices = batch_size * self.critic.num_next_actions
+            rows = choices * self.next_selection.num_candidates
+            if self._asks_policy:
+                action = self.policy.next_noise(self.action_shape(rows), key=keys[3])
+            else:
+                action = jax.random.normal(keys[3], self.action_shape(rows))
+            choice = self.next_selection.noise(choices, key=keys[5])
+            if choice is not None:
+                score = self.critic.score_noise(rows, key=keys[4])
+        critic = self.critic.noise(batch_size, key=keys[0])
+        return ActorCriticNoise(critic, policy, value, action, score, choice)
+
+    def loss(
+        self, params: Parts, targets: Parts, batch: Batch | Parts, noise: ActorCriticNoise
+    ) -> tuple[Scalar, Metrics]:
+        """The critic's loss and the policy's; neither moves the other's parameters.
+
+        **Arguments:** as every agent's, and `batch` may be `Parts`: the transitions as the critic
+        and as the policy see them.
+        """
+        return self._loss(params, targets, batch, noise, moves_policy=True)
+
+    def _loss(
+        self,
+        params: Parts,
+        targets: Parts,
+        batch: Batch | Parts,
+        noise: ActorCriticNoise,
+        *,
+        moves_policy: Bool[Array, ""] | bool,
+    ) -> tuple[Scalar, Metrics]:
+        seen = batch if isinstance(batch, Parts) else Parts(batch, batch)
+        loss, metrics = self.policy_loss(params, targets, seen, noise)
+        if moves_policy is not True:
+            loss = jnp.where(moves_policy, loss, 0.0)
+        if self.critic is not None:
+            critic_loss, critic_metrics = self.critic_loss(params, targets, seen, noise)
+            loss, metrics = critic_loss + loss, critic_metrics | metrics
+        return loss, {"loss": loss} | metrics
+
+    def critic_loss(
+        self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
+    ) -> tuple[Scalar, Metrics]:
+        """The part of the loss that trains the critic."""
+        critic: Any = self._bounded(self.action_size)
+        size, action_size = batch.critic.action.shape
+        next_action = jnp.zeros((size, 0, action_size))
+        seen = batch.critic
+        if critic.num_next_actions:
+            following = frozen(self.next_action(params, targets, batch, noise))
+            shape = (size, critic.num_next_actions)
+            next_action = jnp.reshape(following.action, (*shape, action_size))
+            if following.bonus is not None:
+                # A value of s' that is larger by a bonus pays as a reward before, discounted.
+                bonus = jnp.mean(jnp.reshape(following.bonus, shape), axis=1)
+                reward = seen.reward + critic.discount * seen.mask * bonus
+                seen = dataclasses.replace(seen, reward=reward)
+        return critic.loss(params.critic, targets.critic, seen, next_action, noise.critic)
+
+    def policy_loss(
+        self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
+    ) -> tuple[Scalar, Metrics]:
+        """The part of the loss that trains the policy."""
+        critic: Any = self._bounded(self.action_size)
+        fixed, observation = frozen(params.critic), batch.critic.observation
+        critique = Critique(
+            q=lambda action: critic.value(fixed, observation, action, noise.value),
+            v=lambda: critic.state_value(fixed, observation),
+        )
+        return self.policy.loss(params.policy, targets.policy, batch.policy, critique, noise.policy)
+
+    def next_action(
+        self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
+    ) -> NextAction:
+        """`num_next_actions` actions for each next observation, a transition's side by side."""
+        critic: Any = self._bounded(self.action_size)
+        count = self.next_selection.num_candidates
+        rows = critic.num_next_actions * count
+        repeated = _repeat(batch.policy, rows)
+        if self._asks_policy:
+            proposed = self.policy.next_action(
+                params.policy, targets.policy, repeated, noise.action
+            )
+        else:
+            proposed = NextAction(
+                self.policy.behaviour(params.policy, repeated.next_observation, noise.action)
+            )
+        if count == 1:
+            return proposed
+        observation = _repeat(batch.critic.next_observation, rows)
+        score = critic.score(params.critic, observation, proposed.action, noise.score)
+        chosen = self.next_selection.choose(jnp.reshape(score, (-1, count)), noise.choice)
+        return _chosen(proposed, chosen, count)
+
+    def _bounded(self, action_size: int | None) -> AbstractCritic | None:
+        """The critic, with bounds that hold the rewards and the bonus that the policy pays."""
+        if not isinstance(self.critic, BoundedCritic) or not self._asks_policy:
+            return self.critic
+        low, high = self.policy.bonus_bounds(1 if action_size is None else action_size)
+        if all(isinstance(bound, float) and bound == 0 for bound in (low, high)):
+            return self.critic
+        discount = self.critic.discount
+        return self.critic.widened(discount * low, discount * high)
+
+    def update(
+        self, state: State, batch: Batch | Parts, noise: ActorCriticNoise
+    ) -> tuple[State, Metrics]:
+        """One step of Adam on `loss`, in which the policy's counts in every `policy_every`-th
+        update only, from the first on; and one of the averages in these.
+        """
+        moves = True if self.policy_every == 1 else self._moves_policy(state)
+        return self.descend(
+            state,
+            lambda params: self._loss(params, state.targets, batch, noise, moves_policy=moves),
+        )
+
+    def next_targets(self, state: State) -> Parts:
+        averaged = average(state.targets, self.slow(state.params), self.target_rate)
+        if self.policy_every == 1:
+            return averaged
+        moves = self._moves_policy(state)
+        return jax.tree.map(lambda a, b: jnp.where(moves, a, b), averaged, state.targets)
+
+    def _moves_policy(self, state: State) -> Bool[Array, ""]:
+        return state.step % self.policy_every == 0
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Every agent's, with the norms of the critic's and of the policy's gradient clipped."""
+        limit = self.gradient_norm
+        if limit is None:
+            return super().optimiser()
+
+        def clip(gradient: PyTree) -> PyTree:
+            norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+            scale = limit / jnp.maximum(norm, limit)
+            return jax.tree.map(lambda leaf: leaf * scale, gradient)
+
+        def each(gradient: Any, params: Any) -> Any:
+            return Parts(clip(gradient.critic), clip(gradient.policy))
+
+        return optax.chain(optax.stateless(each), super().optimiser())
+
+    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
+        return self._act(state, observation, key, by_mode=self.policy.acts_by_mode)
+
+    def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
+        return self._act(state, observation, key, by_mode=False)
+
+    def _act(self, state: State, observation: Observation, key: Key, *, by_mode: bool) -> Action:
+        params, count = state.params, self.selection.num_candidates
+        shape = self.action_shape(count)
+        observations = jnp.broadcast_to(observation, (count, *observation.shape))
+        if count == 1:
+            noise = jnp.zeros(shape) if by_mode else jax.random.normal(key, shape)
+            return self._propose(params.policy, observations, noise)[0]
+        critic: Any = self._bounded(self.action_size)
+        action_key, score_key, choice_key = jax.random.split(key, 3)
+        noise = jax.random.normal(action_key, shape)
+        action = self._propose(params.policy, observations, noise)
+        # The same numbers for all candidates: only the actions make a difference.
+        draws = _repeat(critic.score_noise(1, key=score_key), count)
+        score = critic.score(params.critic, observations, action, draws)
+        return action[self.selection.choose(score[None], self.selection.noise(1, key=choice_key))[0]]
+
+    def _propose(self, params: Any, observation: Observations, noise: Actions) -> Actions:
+        if self.selection.proposal == "behaviour":
+            return self.policy.behaviour(params, observation, noise)
+        return self.policy.sample(params, observation, noise)
+
+
+def _repeat(tree: T, count: int) -> T:
+    """Every row `count` times, side by side."""
+    return tree if count == 1 else jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), tree)
+
+
+def _chosen(tree: T, chosen: Array, count: int) -> T:
+    """Of every `count` rows the chosen one."""
+    rows = count * jnp.arange(len(chosen)) + chosen
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+def _unbounded(bounds: tuple[FloatLike, FloatLike]) -> bool:
+    return any(isinstance(bound, float) and math.isinf(bound) for bound in bounds)

@@ -1,0 +1,170 @@
+"""Agents as plain data, which configurations, presets and the command line hold."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import diffrax
+import equinox as eqx
+import jax
+
+from .._checks import check_kind, nearest
+from ..networks import MLPConfig, NetworkConfig, ResidualConfig
+from .actor_critic import ActorCritic
+from .critics import CRITICS, AbstractCritic
+from .policies import POLICIES, AbstractPolicy
+from .selection import Selection
+
+T = TypeVar("T")
+
+SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
+    solver.__name__.lower(): solver
+    for solver in (
+        diffrax.Euler,
+        diffrax.Midpoint,
+        diffrax.Heun,
+        diffrax.Ralston,
+        diffrax.Bosh3,
+        diffrax.Tsit5,
+        diffrax.Dopri5,
+        diffrax.Dopri8,
+    )
+}
+"""The explicit solvers that a configuration can name; in code, any Diffrax solver will do."""
+
+ADJOINTS: dict[str, type[diffrax.AbstractAdjoint]] = {
+    adjoint.__name__.lower(): adjoint
+    for adjoint in (
+        diffrax.RecursiveCheckpointAdjoint,
+        diffrax.DirectAdjoint,
+        diffrax.BacksolveAdjoint,
+    )
+}
+"""The adjoints that a configuration can name; in code, any that Diffrax has will do."""
+
+NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MLPConfig, "residual": ResidualConfig}
+"""The kinds of network that a configuration can name."""
+
+NAMED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "solver": (diffrax.AbstractSolver, SOLVERS),
+    "adjoint": (diffrax.AbstractAdjoint, ADJOINTS),
+}
+"""What is told by its name alone: fields, by what they hold, with the known ones."""
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "critic": (AbstractCritic, CRITICS),
+    "policy": (AbstractPolicy, POLICIES),
+    "network": (NetworkConfig, NETWORKS),
+}
+"""What is told by a `kind` and its options: what it is, with the known kinds."""
+
+
+def to_plain(value: Any) -> Any:
+    """An agent, or a part of one, as numbers, strings, lists and dicts, fit for JSON.
+
+    **Raises:** `ValueError` for a critic, policy, solver or adjoint that is in no registry, and for
+    a solver or an adjoint with options, which its name does not hold.
+    """
+    for what, (base, known) in NAMED.items():
+        if isinstance(value, base):
+            name = type(value).__name__.lower()
+            if name not in known:
+                raise nearest(what, name, known)
+            if not eqx.tree_equal(value, known[name]()):
+                raise ValueError(
+                    f"{value} has options that its name, {name!r}, does not hold; a "
+                    "configuration can name what has its defaults."
+                )
+            return name
+    for what, (base, known) in KINDS.items():
+        if isinstance(value, base):
+            kind = next((name for name, one in known.items() if type(value) is one), None)
+            if kind is None:
+                raise ValueError(
+                    f"{type(value).__name__} is no {what} that a configuration can name: they are "
+                    f"{', '.join(known)}."
+                )
+            return {"kind": kind} | _fields(value)
+    if isinstance(value, ActorCritic | Selection):
+        return _fields(value)
+    if isinstance(value, tuple | list):
+        return [to_plain(entry) for entry in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return float(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
+
+def from_plain(plain: Mapping[str, Any]) -> ActorCritic:
+    """The agent of this plain form; what is absent keeps its default.
+
+    **Raises:** `ValueError` for an unknown critic, policy, network, solver, adjoint or option, with
+    the nearest names, and for values that the agent refuses.
+    """
+    for part in ("critic", "policy"):
+        if part not in plain:
+            raise ValueError(f"An agent needs a {part}: its kind and its options.")
+    values = dict(plain)
+    selection = Selection()
+    for name in ("selection", "next_selection"):
+        values[name] = with_options(selection, values.get(name, {}), name)
+    known = {f.name for f in dataclasses.fields(ActorCritic)}
+    for key in values:
+        if key not in known:
+            raise nearest("option of an agent", key, known)
+        values[key] = _value(key, values[key], None)
+    return ActorCritic(**values)
+
+
+def with_options(module: T, options: Mapping[str, Any], name: str = "") -> T:
+    """The agent, or a part of one, with other options.
+
+    **Arguments:**
+
+    - `module`: a critic, a policy, a selection, an agent or a network's configuration.
+    - `options`: by field: values, in the plain form too; a mapping changes the options of a part,
+        and with another `kind` the part, which begins with that kind's defaults.
+    - `name`: what it is called in errors; by default the module's class.
+
+    **Raises:** `ValueError` for an unknown option, with the nearest names, and for values that the
+    module refuses.
+    """
+    known: dict[str, Any] = {f.name: f for f in dataclasses.fields(module)}  # pyright: ignore
+    changes = {}
+    for key, value in options.items():
+        if key not in known:
+            raise nearest(f"option of {name or type(module).__name__}", key, known)
+        now = getattr(module, key)
+        if isinstance(value, bool | int | float | str | list) and not isinstance(now, jax.Array):
+            check_kind(key, value, to_plain(now))
+        changes[key] = _value(key, value, now)
+    return dataclasses.replace(module, **changes)  # pyright: ignore[reportType]
+
+
+def _value(key: str, value: Any, now: Any) -> Any:
+    """An option from its plain form; anything else is what it is."""
+    if isinstance(value, Mapping):
+        options = dict(value)
+        what = key if key in KINDS else "selection" if "selection" in key else "network"
+        if what == "selection":
+            return with_options(Selection() if now is None else now, options, key)
+        known = KINDS[what][1]
+        kind = options.pop("kind", None)
+        if kind is None and now is None:
+            raise ValueError(f"{key} needs its kind, one of {', '.join(known)}.")
+        if kind is not None and kind not in known:
+            raise nearest(f"kind of {what}", kind, known)
+        if kind is not None and type(now) is not known[kind]:
+            now = known[kind]()
+        return with_options(now, options, key)
+    if isinstance(value, list):
+        return tuple(value)
+    if key in NAMED and isinstance(value, str):
+        known = NAMED[key][1]
+        if value not in known:
+            raise nearest(key, value, known)
+        return known[value]()
+    return value

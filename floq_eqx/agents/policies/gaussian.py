@@ -1,0 +1,110 @@
+r"""Gaussian: a Gaussian of unit deviation, which clones the data or what the critic prefers in it.
+
+With $\pi(a \mid s) = N(a; \mu(s), 1)$, by `extraction`,
+
+$$\text{clone: } -\mathbb{E} \log \pi(a \mid s), \qquad
+\text{awr: } -\mathbb{E} \left[ \min(e^{\beta (Q(s, a) - V(s))}, 100) \log \pi(a \mid s) \right],$$
+$$\text{ddpgbc: } -\frac{\mathbb{E}\, Q(s, \mu(s))}{\mathbb{E} |Q|} - w\, \mathbb{E} \log \pi(a \mid s).$$
+
+Sources: OGBench, arXiv 2410.20092, for cloning; IQL, arXiv 2110.06169, for advantage-weighted
+regression; Park et al., arXiv 2406.09329, section 3, for DDPG+BC. Where the critic learns no V, it
+is Q at the policy's mean, as in AWAC, arXiv 2006.09359.
+"""
+
+from typing import ClassVar, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from ..._checks import check_choice, check_range, check_unused
+from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar
+from ...data.transitions import Batch
+from ...losses import policy_loss
+from ...modules.actors import GaussianActor
+from ...networks import MLPConfig, NetworkConfig
+from .policy import AbstractPolicy, Critique
+
+Extraction: TypeAlias = Literal["clone", "awr", "ddpgbc"]
+
+
+class Gaussian(AbstractPolicy[GaussianActor, None, None]):
+    """A Gaussian of unit deviation, evaluated by its mean; draws are clipped to [-1, 1].
+
+    **Arguments:**
+
+    - `extraction`: What is learned: to `clone` the data's actions; to clone them by the weight of
+        their advantage (`awr`); or to raise Q at the mean, and clone (`ddpgbc`).
+    - `inverse_temperature`: The β of `awr`, whose weights are exp(β advantage), up to 100.
+    - `cloning_weight`: The weight w of cloning in `ddpgbc`.
+    - `network`: The network of the mean.
+    """
+
+    acts_by_mode: ClassVar[bool] = True
+
+    extraction: Extraction = eqx.field(static=True, default="awr")
+    inverse_temperature: FloatLike = 10.0
+    cloning_weight: FloatLike = 10.0
+    network: NetworkConfig = eqx.field(static=True, default=MLPConfig(output_scale=0.01))
+
+    def __check_init__(self):
+        check_choice("extraction", self.extraction, Extraction)
+        check_range("inverse_temperature", self.inverse_temperature)
+        check_range("cloning_weight", self.cloning_weight)
+        where = f"with extraction = {self.extraction!r}"
+        if self.extraction != "awr":
+            check_unused(where, inverse_temperature=(self.inverse_temperature, 10.0))
+        if self.extraction != "ddpgbc":
+            check_unused(where, cloning_weight=(self.cloning_weight, 10.0))
+
+    @property
+    def uses_value(self) -> bool:
+        return self.extraction != "clone"
+
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> GaussianActor:
+        return GaussianActor(self.network.build(observation_size, action_size, key=key))
+
+    def noise(self, shape: tuple[int, ...], *, key: Key) -> None:
+        """Nothing: the loss is deterministic."""
+
+    def sample(self, params: GaussianActor, observation: Observations, noise: Actions) -> Actions:
+        return jnp.clip(jax.vmap(params)(observation) + noise, -1, 1)
+
+    def loss(
+        self,
+        params: GaussianActor,
+        slow: None,
+        batch: Batch,
+        critique: Critique,
+        noise: None,
+    ) -> tuple[Scalar, Metrics]:
+        log_prob = jax.vmap(params.log_prob)(batch.observation, batch.action)
+        mean = jax.vmap(params)(batch.observation)
+        metrics = {
+            "log_prob": jnp.mean(log_prob),
+            "action_error": jnp.mean((mean - batch.action) ** 2),
+        }
+        if self.extraction == "clone":
+            loss = -jnp.mean(log_prob)
+            return loss, metrics | {"actor_loss": loss}
+
+        action = jnp.clip(mean, -1, 1)
+        if self.extraction == "awr":
+            v = critique.v()
+            v = critique.q(action) if v is None else v
+            advantage = critique.q(batch.action) - v
+            weight = jnp.minimum(jnp.exp(self.inverse_temperature * advantage), 100.0)
+            loss = -jnp.mean(stop_gradient(weight) * log_prob)
+            return loss, metrics | {"actor_loss": loss, "advantage": jnp.mean(advantage)}
+
+        q = critique.q(action)
+        q_loss = policy_loss(q, normalise=True)
+        bc_loss = -self.cloning_weight * jnp.mean(log_prob)
+        loss = q_loss + bc_loss
+        return loss, metrics | {
+            "actor_loss": loss,
+            "q_loss": q_loss,
+            "bc_loss": bc_loss,
+            "actor_q": jnp.mean(q),
+        }

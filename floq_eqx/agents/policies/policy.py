@@ -1,0 +1,98 @@
+"""What every policy is: how one acts, and what is learned to act so."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, TypeVar
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar, Values
+from ...data.transitions import Batch
+
+Params = TypeVar("Params")
+Slow = TypeVar("Slow")
+Draws = TypeVar("Draws")
+
+
+class NextAction(eqx.Module):
+    """Actions in the next observations, and what is added to their values: an entropy (SAC), a
+    penalty (ReBRAC); `None` for nothing.
+    """
+
+    action: Actions
+    bonus: Values | None = None
+
+
+class Critique(eqx.Module):
+    """What a policy's loss may ask of the critic, whose parameters receive no gradient.
+
+    **Attributes:**
+
+    - `q`: Q of a batch of actions in the batch's observations, always on the same random numbers.
+    - `v`: V of these observations, or `None` of a critic that learns none.
+    """
+
+    q: Callable[[Actions], Values]
+    v: Callable[[], Values | None]
+
+
+class AbstractPolicy(eqx.Module, Generic[Params, Slow, Draws]):
+    """A way to act and to learn it; generic in its parameters, their slow average and the random
+    numbers of its loss.
+    """
+
+    uses_next_action: ClassVar[bool] = False
+    """Whether it needs the action that the data took in the next observation."""
+    acts_by_mode: ClassVar[bool] = False
+    """Whether it is evaluated by the action of noise zero; it explores by draws all the same."""
+    has_behaviour: ClassVar[bool] = False
+    """Whether it has a clone of the data's policy beside itself."""
+
+    @property
+    def uses_value(self) -> bool:
+        """Whether its loss asks the critic."""
+        return True
+
+    @abc.abstractmethod
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> Params:
+        """The parameters, for an observation and an action of these sizes."""
+
+    def slow(self, params: Params) -> Slow:
+        """The part of the parameters that is averaged: by default none, `None`."""
+        return None  # pyright: ignore[reportReturnType]
+
+    @abc.abstractmethod
+    def noise(self, shape: tuple[int, ...], *, key: Key) -> Draws:
+        """The random numbers of `loss` for actions of `shape`, `[batch action]`."""
+
+    def next_noise(self, shape: tuple[int, ...], *, key: Key) -> PyTree:
+        """The random numbers of `next_action`: by default standard normal, of `shape`."""
+        return jax.random.normal(key, shape)
+
+    @abc.abstractmethod
+    def sample(self, params: Params, observation: Observations, noise: Actions) -> Actions:
+        """The actions, in [-1, 1], that standard normal noise becomes."""
+
+    def behaviour(self, params: Params, observation: Observations, noise: Actions) -> Actions:
+        """The actions that noise becomes under the clone of the data's policy."""
+        raise NotImplementedError(f"{type(self).__name__} has no clone of the data's policy.")
+
+    def next_action(self, params: Params, slow: Slow, batch: Batch, noise: Any) -> NextAction:
+        """Actions for the critic's target: by default `sample`'s in the next observations."""
+        return NextAction(self.sample(params, batch.next_observation, noise))
+
+    def bonus_bounds(self, action_size: int) -> tuple[FloatLike, FloatLike]:
+        """The least and the greatest bonus of an action of this size."""
+        return 0.0, 0.0
+
+    @abc.abstractmethod
+    def loss(
+        self, params: Params, slow: Slow, batch: Batch, critique: Critique, noise: Draws
+    ) -> tuple[Scalar, Metrics]:
+        """The loss that trains the policy, and metrics.
+
+        **Arguments:** the parameters and their slow average; the transitions; what the critic says
+        of actions in them; and the random numbers.
+        """

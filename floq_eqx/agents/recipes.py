@@ -1,0 +1,190 @@
+"""Every named algorithm: which critic, which policy and which selection it is.
+
+Each takes options by part, as `floq(critic={"num_steps": 16}, policy={"alpha": 300.0},
+learning_rate=1e-3)`: those of an [`floq_eqx.agents.ActorCritic`][], where a mapping changes options
+of the recipe's own part, and a module takes its place.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..networks import MLPConfig
+from .actor_critic import ActorCritic
+from .agent import Agent
+from .critics import (
+    TD,
+    Categorical,
+    Flow,
+    Implicit,
+    Quantile,
+    ReturnFlow,
+    SoftReturnFlow,
+)
+from .plain import with_options
+from .policies import (
+    BehaviouralFlow,
+    Deterministic,
+    Gaussian,
+    OneStep,
+    Shortcut,
+    TanhGaussian,
+)
+from .selection import Selection
+
+_NORMED = MLPConfig(layer_norm=True)
+
+
+def floq(**options: Any) -> ActorCritic:
+    """floq, arXiv 2509.06863, algorithm 1.
+
+    1. Match the field to the mean of m integrals of the target field, K steps each, from next
+       actions of the one-step actor; distil the field's own integral into a critic of one pass.
+    2. Match the behavioural flow to the data's actions.
+    3. Raise the distilled critic by the one-step actor, and distil the flow into it.
+    """
+    return with_options(ActorCritic(Flow(), OneStep()), options)
+
+
+def fql(**options: Any) -> ActorCritic:
+    """FQL, arXiv 2502.02538, algorithm 1.
+
+    1. Regress Q on r + γ Q(s', a'), a' of the one-step actor.
+    2. Match the behavioural flow to the data's actions.
+    3. Raise Q by the one-step actor, and distil the flow into it.
+    """
+    return with_options(ActorCritic(TD(), OneStep()), options)
+
+
+def iqn(**options: Any) -> ActorCritic:
+    """FQL's policy on implicit quantile networks, arXiv 1806.06923: a baseline of floq.
+
+    1. Regress quantiles at random levels on r + γ Z(s', a') at others.
+    2. Raise their mean by FQL's policy.
+    """
+    return with_options(ActorCritic(Quantile(), OneStep()), options)
+
+
+def c51(**options: Any) -> ActorCritic:
+    """FQL's policy on a categorical critic, arXiv 2403.03950: a baseline of floq.
+
+    1. Fit a histogram over returns to that of r + γ Q(s', a') by cross-entropy.
+    2. Raise its mean by FQL's policy.
+    """
+    return with_options(ActorCritic(Categorical(), OneStep()), options)
+
+
+def value_flows(**options: Any) -> ActorCritic:
+    """Value Flows, arXiv 2510.07650, algorithm 1.
+
+    1. Take the best of N behavioural actions as a', by Q = z0 + v(0, z0).
+    2. Match the returns' field to the next return's flow and to its samples, by confidence.
+    3. Train FQL's policy on Q; act by the best of N behavioural actions.
+    """
+    policy = OneStep(clip_steps=True, network=_NORMED)
+    best = Selection(16, proposal="behaviour")
+    return with_options(ActorCritic(ReturnFlow(), policy, best, best), options)
+
+
+def sorl(**options: Any) -> ActorCritic:
+    """SORL, arXiv 2505.22866, algorithm 1.
+
+    1. Regress Q on r + γ Q(s', a'), a' of a random number of steps.
+    2. Match the shortcut model to the data at its smallest steps, and to itself at larger ones.
+    3. Raise Q through its steps, of a random number.
+    """
+    agent = ActorCritic(TD(), Shortcut(), learning_rate=1e-4, gradient_norm=1.0)
+    return with_options(agent, options)
+
+
+def evor(**options: Any) -> ActorCritic:
+    """EVOR, arXiv 2510.08218.
+
+    1. Match a flow of returns to r + γ Z(s', a'), a' of the behavioural flow.
+    2. Match that to the data's actions.
+    3. Act by the best of N of its actions by Q = η log E exp(Z / η).
+    """
+    return with_options(
+        ActorCritic(SoftReturnFlow(), BehaviouralFlow(), Selection(32)), options
+    )
+
+
+def iql(**options: Any) -> ActorCritic:
+    """IQL, arXiv 2110.06169.
+
+    1. Regress V on an expectile of Q over the data's actions, and Q on r + γ V(s').
+    2. Clone the data's actions by the weight of their advantage; or raise Q at the mean of the
+       policy and clone, which is DDPG+BC (arXiv 2406.09329).
+    """
+    return with_options(ActorCritic(Implicit(), Gaussian()), options)
+
+
+def ifql(**options: Any) -> ActorCritic:
+    """IFQL, arXiv 2502.02538, appendix C, after IDQL, arXiv 2304.10573.
+
+    1. Learn the values of IQL.
+    2. Match the behavioural flow to the data's actions.
+    3. Act by the best of N of its actions by Q.
+    """
+    return with_options(ActorCritic(Implicit(), BehaviouralFlow(), Selection(32)), options)
+
+
+def rebrac(**options: Any) -> ActorCritic:
+    """ReBRAC, arXiv 2305.09836, as in FQL's released code. Batches need their `next_action`.
+
+    1. Regress Q on r + γ (min Q(s', a') - w' |a' - a'_data|²), a' of the slow policy, blurred.
+    2. Every other update: raise min Q by the policy less w |π(s) - a|², and average.
+    """
+    critic = TD(aggregation="min", value_aggregation="min")
+    return with_options(ActorCritic(critic, Deterministic(), policy_every=2), options)
+
+
+def sac(**options: Any) -> ActorCritic:
+    """SAC, arXiv 1812.05905, algorithm 1, with the settings of RLPD, arXiv 2302.02948.
+
+    1. Regress Q on r + γ (min Q(s', a') - T log π(a' | s')).
+    2. Raise mean Q - T log π by the policy, where the original raises the minimum.
+    3. Move T to where the policy's entropy is the target's.
+
+    RLPD's ensemble has 10 members, of which the target draws 2 (`target_members`). Half of a batch
+    from offline data is its other part: [`floq_eqx.data.sample_mixture`][].
+    """
+    network = MLPConfig((256, 256), layer_norm=True, norm_first=True)
+    return with_options(
+        ActorCritic(TD(aggregation="min", network=network), TanhGaussian()), options
+    )
+
+
+def bc(**options: Any) -> ActorCritic:
+    """Gaussian behavioural cloning, the baseline of OGBench, arXiv 2410.20092.
+
+    1. Raise the likelihood of the data's actions.
+    """
+    return with_options(ActorCritic(None, Gaussian(extraction="clone")), options)
+
+
+def bc_flow(**options: Any) -> ActorCritic:
+    """The behavioural flow of FQL alone, arXiv 2502.02538, section 4.
+
+    1. Match the flow to the data's actions.
+    """
+    return with_options(ActorCritic(None, BehaviouralFlow()), options)
+
+
+RECIPES: dict[str, Callable[..., ActorCritic]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        *(floq, fql, iqn, c51, value_flows, sorl, evor),
+        *(iql, ifql, rebrac, sac, bc, bc_flow),
+    )
+}
+"""Every named algorithm; one that is added here is known to the command line, the docs and the
+tests."""
+
+_KINDS = {(type(a.critic), type(a.policy)): name for name, a in ((n, r()) for n, r in RECIPES.items())}
+
+
+def recipe_name(agent: Agent) -> str | None:
+    """The name of the algorithm of such a critic and such a policy, whatever their options."""
+    if not isinstance(agent, ActorCritic):
+        return None
+    return _KINDS.get((type(agent.critic), type(agent.policy)))
