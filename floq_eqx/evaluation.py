@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ._types import Key, Number
 from ._checks import check_sizes
+from ._types import Key, Number
 from .agents.agent import Agent, State
 from .data.environments import make_box_environment, making
 from .data.episodes import (
@@ -226,6 +226,7 @@ def act_batch(
     step: Int[np.ndarray | Array, "batch"],
 ) -> Float[Array, "batch action"]:
     """What the agent does when it is evaluated, on a key for each (episode, step)."""
+
     def act(inputs: tuple[Array, Array, Array]) -> Array:
         observation, episode, step = inputs
         own = jax.random.fold_in(jax.random.fold_in(key, episode), step)

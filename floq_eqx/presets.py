@@ -10,8 +10,8 @@ the papers' `c51`, and Value Flows' own `iqn`, are other algorithms than the age
 import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
-from ._checks import check_choice
-from .agents.registry import AGENTS, from_plain, nearest
+from ._checks import check_choice, nearest
+from .agents import RECIPES, ActorCritic, TanhGaussian, with_options
 from .data import dataset_names, parse_name
 from .networks import MLPConfig
 from .training import OnlineConfig, TrainConfig
@@ -48,63 +48,63 @@ ENVIRONMENTS: dict[str, PaperEnvironment] = {
 
 PAPER: dict[str, dict[str, dict[str, Any]]] = {
     "antmaze-large": {
-        "floq": {"alpha": 10.0},
-        "fql": {"alpha": 10.0, "aggregation": "min"},
-        "sorl": {"q_weight": 500.0, "aggregation": "min"},
+        "floq": {"policy.alpha": 10.0},
+        "fql": {"policy.alpha": 10.0, "critic.aggregation": "min"},
+        "sorl": {"policy.q_weight": 500.0, "critic.aggregation": "min"},
     },
     "antmaze-giant": {
-        "floq": {"alpha": 10.0, "aggregation": "min", "batch_size": 512},
-        "fql": {"alpha": 10.0, "aggregation": "min"},
-        "iqn": {"alpha": 10.0, "aggregation": "min", "batch_size": 512},
-        "sorl": {"q_weight": 500.0, "aggregation": "min"},
+        "floq": {"policy.alpha": 10.0, "critic.aggregation": "min", "batch_size": 512},
+        "fql": {"policy.alpha": 10.0, "critic.aggregation": "min"},
+        "iqn": {"policy.alpha": 10.0, "critic.aggregation": "min", "batch_size": 512},
+        "sorl": {"policy.q_weight": 500.0, "critic.aggregation": "min"},
     },
     "humanoidmaze-medium": {
-        "floq": {"alpha": 30.0},
-        "fql": {"alpha": 30.0},
-        "iql": {"alpha": 10.0},
-        "ifql": {"num_candidates": 32},
-        "rebrac": {"alpha_actor": 0.01, "alpha_critic": 0.01},
-        "sorl": {"q_weight": 100.0},
+        "floq": {"policy.alpha": 30.0},
+        "fql": {"policy.alpha": 30.0},
+        "iql": {"policy.inverse_temperature": 10.0},
+        "ifql": {"selection.num_candidates": 32},
+        "rebrac": {"policy.cloning_weight": 0.01, "policy.next_penalty": 0.01},
+        "sorl": {"policy.q_weight": 100.0},
     },
     "humanoidmaze-large": {
-        "floq": {"alpha": 20.0, "batch_size": 512},
-        "fql": {"alpha": 30.0, "batch_size": 512},
-        "sorl": {"q_weight": 500.0},
+        "floq": {"policy.alpha": 20.0, "batch_size": 512},
+        "fql": {"policy.alpha": 30.0, "batch_size": 512},
+        "sorl": {"policy.q_weight": 500.0},
     },
     "antsoccer-arena": {
-        "floq": {"alpha": 10.0},
-        "fql": {"alpha": 10.0},
-        "sorl": {"q_weight": 500.0},
+        "floq": {"policy.alpha": 10.0},
+        "fql": {"policy.alpha": 10.0},
+        "sorl": {"policy.q_weight": 500.0},
     },
     "cube-single": {
-        "floq": {"alpha": 300.0, "depth": 2},
-        "fql": {"alpha": 300.0},
-        "sorl": {"q_weight": 10.0},
+        "floq": {"policy.alpha": 300.0, "depth": 2},
+        "fql": {"policy.alpha": 300.0},
+        "sorl": {"policy.q_weight": 10.0},
     },
     "cube-double": {
-        "floq": {"alpha": 300.0, "depth": 2},
-        "fql": {"alpha": 300.0},
-        "sorl": {"q_weight": 50.0},
-        "value_flows": {"discount": 0.995, "confidence_temperature": 3.0},
+        "floq": {"policy.alpha": 300.0, "depth": 2},
+        "fql": {"policy.alpha": 300.0},
+        "sorl": {"policy.q_weight": 50.0},
+        "value_flows": {"critic.discount": 0.995, "critic.confidence_temperature": 3.0},
     },
     "scene": {
-        "floq": {"alpha": 300.0},
-        "fql": {"alpha": 300.0},
-        "sorl": {"q_weight": 100.0},
-        "value_flows": {"return_aggregation": "min"},
+        "floq": {"policy.alpha": 300.0},
+        "fql": {"policy.alpha": 300.0},
+        "sorl": {"policy.q_weight": 100.0},
+        "value_flows": {"critic.aggregation": "min"},
     },
     "puzzle-3x3": {
-        "floq": {"alpha": 1000.0},
-        "fql": {"alpha": 1000.0},
-        "value_flows": {"bcfm_weight": 0.5, "return_aggregation": "min"},
+        "floq": {"policy.alpha": 1000.0},
+        "fql": {"policy.alpha": 1000.0},
+        "value_flows": {"critic.bcfm_weight": 0.5, "critic.aggregation": "min"},
     },
     "puzzle-4x4": {
-        "floq": {"alpha": 1000.0},
-        "fql": {"alpha": 1000.0},
+        "floq": {"policy.alpha": 1000.0},
+        "fql": {"policy.alpha": 1000.0},
         "value_flows": {
-            "bcfm_weight": 3.0,
-            "confidence_temperature": 100.0,
-            "aggregation": "min",
+            "critic.bcfm_weight": 3.0,
+            "critic.confidence_temperature": 100.0,
+            "critic.value_aggregation": "min",
         },
     },
 }
@@ -114,46 +114,46 @@ the discount is the environment's, the batch 256, and floq's field has a `depth`
 CHANGES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "default": {},
     "best": {
-        "antmaze-giant": {"floq": {"num_steps": 4}},
-        "puzzle-4x4": {"floq": {"noise_coverage": 0.25}},
+        "antmaze-giant": {"floq": {"critic.num_steps": 4}},
+        "puzzle-4x4": {"floq": {"critic.noise_coverage": 0.25}},
     },
     "online": {
         "antmaze-large": {
             "floq": {},
-            "iql": {"alpha": 10.0},
-            "ifql": {"num_candidates": 32},
+            "iql": {"policy.inverse_temperature": 10.0},
+            "ifql": {"selection.num_candidates": 32},
             "value_flows": {
-                "bcfm_weight": 10.0,
-                "confidence_temperature": 0.01,
-                "alpha": 30.0,
-                "aggregation": "min",
+                "critic.bcfm_weight": 10.0,
+                "critic.confidence_temperature": 0.01,
+                "policy.alpha": 30.0,
+                "critic.value_aggregation": "min",
             },
         },
-        "antmaze-giant": {"floq": {"num_steps": 4}},
+        "antmaze-giant": {"floq": {"critic.num_steps": 4}},
         "humanoidmaze-medium": {
             "floq": {},
-            "fql": {"alpha": 100.0},
+            "fql": {"policy.alpha": 100.0},
             "iql": {},
             "ifql": {},
             "rebrac": {},
             "value_flows": {
-                "bcfm_weight": 3.0,
-                "confidence_temperature": 0.3,
-                "alpha": 100.0,
-                "aggregation": "min",
-                "return_aggregation": "min",
+                "critic.bcfm_weight": 3.0,
+                "critic.confidence_temperature": 0.3,
+                "policy.alpha": 100.0,
+                "critic.value_aggregation": "min",
+                "critic.aggregation": "min",
             },
         },
-        "humanoidmaze-large": {"floq": {"num_steps": 16}, "fql": {"alpha": 40.0}},
-        "antsoccer-arena": {"floq": {"alpha": 30.0}, "fql": {"alpha": 30.0}},
+        "humanoidmaze-large": {"floq": {"critic.num_steps": 16}, "fql": {"policy.alpha": 40.0}},
+        "antsoccer-arena": {"floq": {"policy.alpha": 30.0}, "fql": {"policy.alpha": 30.0}},
         "cube-single": {"floq": {}},
-        "cube-double": {"floq": {}, "fql": {}, "value_flows": {"alpha": 300.0}},
-        "scene": {"floq": {}, "fql": {}, "value_flows": {"alpha": 300.0}},
+        "cube-double": {"floq": {}, "fql": {}, "value_flows": {"policy.alpha": 300.0}},
+        "scene": {"floq": {}, "fql": {}, "value_flows": {"policy.alpha": 300.0}},
         "puzzle-3x3": {"floq": {}},
         "puzzle-4x4": {
-            "floq": {"noise_coverage": 0.25},
+            "floq": {"critic.noise_coverage": 0.25},
             "fql": {},
-            "value_flows": {"confidence_temperature": 0.1, "alpha": 300.0},
+            "value_flows": {"critic.confidence_temperature": 0.1, "policy.alpha": 300.0},
         },
     },
 }
@@ -228,16 +228,16 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
     reported, online = (changes, " online") if variant == "online" else (PAPER[name], "")
     if agent not in reported:
         raise nearest(f"agent of the papers' {name}{online}", agent, reported)
-    settings: dict[str, Any] = {"discount": ENVIRONMENTS[name].discount}
+    settings: dict[str, Any] = {"critic.discount": ENVIRONMENTS[name].discount}
     settings |= PAPER[name].get(agent, {}) | changes.get(agent, {})
     batch_size = settings.pop("batch_size", 256)
-    goes_online = bool(online) and not AGENTS[agent].uses_next_action
     if agent == "floq":
-        hidden = [512] * settings.pop("depth", 4)
-        settings["field"] = {"kind": "mlp", "hidden_sizes": hidden, "layer_norm": True}
+        settings["critic.network.hidden_sizes"] = (512,) * settings.pop("depth", 4)
+    made = RECIPES[agent](**settings)
+    goes_online = bool(online) and not made.uses_next_action
     return TrainConfig(
         environment=environment,
-        agent=from_plain(agent, settings),
+        agent=made,
         num_updates=1_000_000 if online else _UPDATES.get(agent, 1_000_000),
         batch_size=batch_size,
         online=OnlineConfig(num_steps=1_000_000) if goes_online else None,
@@ -280,20 +280,26 @@ def published(agent: str, environment: str) -> str | None:
 
 
 LAPTOP: dict[str, dict[str, Any]] = {
-    "floq": {"alpha": 300.0},
-    "fql": {"alpha": 300.0},
-    "iqn": {"alpha": 300.0},
-    "c51": {"alpha": 300.0},
-    "value_flows": {"alpha": 300.0, "num_candidates": 4},
-    "sorl": {"q_weight": 30.0, "max_steps": 4, "action_steps": 4},
-    "iql": {"alpha": 1.0},
-    "ifql": {"num_candidates": 8},
-    "rebrac": {"alpha_actor": 1.0},
+    "floq": {"policy.alpha": 300.0},
+    "fql": {"policy.alpha": 300.0},
+    "iqn": {"policy.alpha": 300.0},
+    "c51": {"policy.alpha": 300.0},
+    "value_flows": {
+        "policy.alpha": 300.0,
+        "selection.num_candidates": 4,
+        "next_selection.num_candidates": 4,
+    },
+    "sorl": {"policy.q_weight": 30.0, "policy.max_steps": 4, "policy.action_steps": 4},
+    "iql": {"policy.inverse_temperature": 1.0},
+    "ifql": {"selection.num_candidates": 8},
+    "rebrac": {"policy.cloning_weight": 1.0},
 }
 """By agent, what the small configuration sets besides sizes and schedule."""
 
 
-def laptop(agent: str, environment: str, *, online_steps: int | None = None) -> TrainConfig:
+def laptop(
+    agent: str | ActorCritic, environment: str, *, online_steps: int | None = None
+) -> TrainConfig:
     """A small configuration: minutes on two cores, on 100 episodes that are collected first.
 
     Tuned for floq on cube-single; other agents get the same sizes and schedule, and the best of the
@@ -301,40 +307,32 @@ def laptop(agent: str, environment: str, *, online_steps: int | None = None) -> 
 
     **Arguments:**
 
-    - `agent`: its name.
+    - `agent`: its name; or a critic and a policy of no name, which get the sizes and the schedule.
     - `environment`: an OGBench name or, to learn online, another Gymnasium id.
     - `online_steps`: environment steps, after fewer updates offline at a constant learning rate.
-        From scratch where there are no data, and by SAC, of whose batches they are half.
+        From scratch where there are no data, and by SAC's policy, of whose batches they are half.
     """
     online = None if online_steps is None else OnlineConfig(num_steps=online_steps)
-    settings: dict[str, Any] = {
-        "learning_rate": 1e-3 if online is None else 5e-4,
-        "decay_updates": 30_000 if online is None else None,
-        "target_rate": 0.01,
-        "num_noise": 1,
-        "num_steps": 4,
-    }
-    settings |= LAPTOP.get(agent, {})
-    default = from_plain(agent, {})
-    known = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-    for name, network in known.items():
-        if isinstance(network, MLPConfig):
-            sizes = (256, 256) if name == "actor" else (128, 128)
-            settings[name] = dataclasses.replace(network, hidden_sizes=sizes)
-    changes = {name: value for name, value in settings.items() if name in known}
+    schedule: dict[str, Any] = {"learning_rate": 1e-3, "decay_updates": 30_000}
+    if online is not None:
+        schedule = {"learning_rate": 5e-4, "decay_updates": None}
+    if isinstance(agent, str):
+        agent = RECIPES[agent](**LAPTOP.get(agent, {}))
+    made = small(with_options(agent, schedule))
+    from_scratch = isinstance(made.policy, TanhGaussian)
     has_data = environment in dataset_names()
-    if online is not None and has_data and agent == "sac":
+    if online is not None and has_data and from_scratch:
         online = dataclasses.replace(online, offline_data="mixture")
-    schedule: dict[str, Any] = {
+    lengths: dict[str, Any] = {
         "num_updates": 30_000,
         "evaluate_every": 10_000,
         "checkpoint_every": 5_000,
         "collect_episodes": 100,
     }
     if online is not None:
-        schedule |= {"num_updates": 0 if agent == "sac" else 20_000, "evaluate_every": 5_000}
+        lengths |= {"num_updates": 0 if from_scratch else 20_000, "evaluate_every": 5_000}
     if online is not None and not has_data:
-        schedule |= {
+        lengths |= {
             "num_updates": 0,
             "log_every": 250,
             "evaluate_every": 1_000,
@@ -344,22 +342,40 @@ def laptop(agent: str, environment: str, *, online_steps: int | None = None) -> 
         }
     return TrainConfig(
         environment=environment,
-        agent=dataclasses.replace(default, **changes),
+        agent=made,
         online=online,
-        **schedule,
+        **lengths,
     )
 
 
+def small(agent: ActorCritic) -> ActorCritic:
+    """An agent at the sizes of the small configuration, whatever its critic and policy.
+
+    Networks of values are 2 x 128, of policies 2 x 256; m = 1, K = 4 and τ = 0.01 where it has
+    them.
+    """
+    settings: dict[str, Any] = {} if agent.critic is None else {"target_rate": 0.01}
+    for part, width in (("critic", 128), ("policy", 256)):
+        module = getattr(agent, part)
+        for f in dataclasses.fields(module) if module is not None else ():
+            if isinstance(getattr(module, f.name), MLPConfig):
+                settings[f"{part}.{f.name}.hidden_sizes"] = (width, width)
+            elif f.name in ("num_noise", "num_steps"):
+                settings[f"{part}.{f.name}"] = {"num_noise": 1, "num_steps": 4}[f.name]
+    return with_options(agent, settings)
+
+
 def preset(
-    name: Preset, *, agent: str, environment: str, online_steps: int | None = None
+    name: Preset, *, agent: str | ActorCritic, environment: str, online_steps: int | None = None
 ) -> TrainConfig:
     """The configuration of a preset by its name.
 
-    **Arguments:** `name`; `agent`: its name; `environment`: an OGBench name or, with the laptop's
-    preset, of an environment to learn online; `online_steps`: environment steps, instead of the
-    preset's own.
+    **Arguments:** `name`; `agent`: its name or, with the laptop's preset, a critic and a policy of
+    no name; `environment`: an OGBench name or, with the laptop's preset, of an environment to learn
+    online; `online_steps`: environment steps, instead of the preset's own.
 
-    **Raises:** `ValueError` for a name that is not known, with the nearest.
+    **Raises:** `ValueError` for a name that is not known, with the nearest, and for an agent that
+    the papers do not name.
     """
     variants: dict[str, Variant] = {
         "paper": "default",
@@ -370,6 +386,11 @@ def preset(
         return laptop(agent, environment, online_steps=online_steps)
     if name not in variants:
         raise nearest("preset", name, get_args(Preset))
+    if not isinstance(agent, str):
+        raise ValueError(
+            f"The papers report nothing of {agent.name}: take the laptop's preset, or one of their "
+            "algorithms."
+        )
     config = paper(agent, environment, variant=variants[name])
     if online_steps is None:
         return config

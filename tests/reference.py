@@ -7,14 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from floq_eqx import interop
-from floq_eqx.agents import (
-    FloqNoise,
-    FqlNoise,
-    IfqlNoise,
-    IqnNoise,
-    RebracNoise,
-    ValueFlowsNoise,
-)
+from floq_eqx.agents import ActorCriticNoise
+from floq_eqx.agents.critics import FlowNoise, QuantileNoise, ReturnFlowNoise
+from floq_eqx.agents.policies import BehaviouralFlowNoise, OneStepNoise
 from floq_eqx.data import Batch
 
 DATA = Path(__file__).parent / "data"
@@ -92,47 +87,56 @@ class Reference:
         names += ["next_actions"] if "next_actions" in arrays else []
         return Batch(*(jnp.asarray(arrays[name]) for name in names))
 
-    def noise(self, update: int):
+    def noise(self, update: int) -> ActorCriticNoise:
         draws = {k: jnp.asarray(v) for k, v in self.below(f"draws{update}").items()}
         if self.name == "iql":
-            return None
+            return ActorCriticNoise(None, None, None, None, None, None)
         if self.name == "rebrac":
-            return RebracNoise(draws["00_normal"])
+            return ActorCriticNoise(None, None, None, draws["00_normal"], None, None)
         if self.name == "ifql":
-            return IfqlNoise(draws["00_normal"], draws["01_uniform"][:, 0])
+            policy = BehaviouralFlowNoise(draws["00_normal"], draws["01_uniform"][:, 0])
+            return ActorCriticNoise(None, policy, None, None, None, None)
         if self.name == "value_flows":
-            return ValueFlowsNoise(
-                candidate_action=draws["00_normal"],
-                candidate_value=draws["01_normal"][..., 0],
-                confidence=draws["02_normal"][:, 0],
-                value=draws["03_normal"][:, 0],
-                time=draws["04_uniform"][:, 0],
-                bc_action=draws["06_normal"],
-                bc_time=draws["07_uniform"][:, 0],
-                actor=draws["08_normal"],
-                actor_value=draws["09_normal"][:, 0],
+            candidate_value = draws["01_normal"][..., 0]
+            return ActorCriticNoise(
+                critic=ReturnFlowNoise(
+                    confidence=draws["02_normal"][:, 0],
+                    value=draws["03_normal"][:, 0],
+                    time=draws["04_uniform"][:, 0],
+                ),
+                policy=OneStepNoise(
+                    bc_action=draws["06_normal"],
+                    bc_time=draws["07_uniform"][:, 0],
+                    actor=draws["08_normal"],
+                ),
+                value=draws["09_normal"][:, 0],
+                action=rows(draws["00_normal"]),
+                score=candidate_value.reshape(-1),
+                choice=jnp.zeros_like(candidate_value),  # the best is taken
             )
-        shared = {
-            "bc_action": draws["bc_x0"],
-            "bc_time": draws["bc_t"][:, 0],
-            "actor": draws["distill_noise"],
-        }
-        if self.name == "fql":
-            return FqlNoise(next_action=draws["next_action_noise"], **shared)
+        policy = OneStepNoise(
+            bc_action=draws["bc_x0"],
+            bc_time=draws["bc_t"][:, 0],
+            actor=draws["distill_noise"],
+        )
+        critic, value = None, None
         if self.name == "fqliqn":
             levels = (self.config["batch_size"], self.config["num_tau_samples"])
-            return IqnNoise(
-                next_action=draws["next_action_noise"].reshape(*levels, -1),
+            critic = QuantileNoise(
                 next_quantile=draws["tau_prime"].reshape(levels),
                 quantile=draws["tau"].reshape(levels),
-                actor_quantile=draws["actor_tau"].reshape(levels),
-                **shared,
             )
-        samples = (self.config["batch_size"], self.config["noise_samples"])
-        return FloqNoise(
-            next_action=draws["next_action_noise"].reshape(*samples, -1),
-            next_value=draws["next_noise_ratio"].reshape(samples),
-            value=draws["noise_ratio"].reshape(samples),
-            time=draws["t"].reshape(samples),
-            **shared,
-        )
+            value = draws["actor_tau"].reshape(levels)
+        if self.name == "floq":
+            samples = (self.config["batch_size"], self.config["noise_samples"])
+            critic = FlowNoise(
+                next_value=draws["next_noise_ratio"].reshape(samples),
+                value=draws["noise_ratio"].reshape(samples),
+                time=draws["t"].reshape(samples),
+            )
+        action = rows(draws["next_action_noise"])
+        return ActorCriticNoise(critic, policy, value, action, None, None)
+
+
+def rows(actions):
+    return actions.reshape(-1, actions.shape[-1])

@@ -12,8 +12,17 @@ import equinox as eqx
 import numpy as np
 import pytest
 
-from floq_eqx.agents import AGENTS, from_plain, to_plain
+from floq_eqx.agents import (
+    CRITICS,
+    POLICIES,
+    RECIPES,
+    ActorCritic,
+    BoundedCritic,
+    Selection,
+    with_options,
+)
 from floq_eqx.data import make_environment
+from floq_eqx.networks import MLPConfig, NetworkConfig
 from floq_eqx.training import Facts, Run, TrainConfig
 
 CUBE = "cube-single-play-singletask-task1-v0"
@@ -24,7 +33,7 @@ CONTRACTED = [
     name
     if name in ("floq", "value_flows", "sac", "iql")
     else pytest.param(name, marks=pytest.mark.slow)
-    for name in AGENTS
+    for name in RECIPES
 ]
 # A child inherits that signals are ignored, as they are in the background of a shell.
 PROGRAM = (
@@ -35,14 +44,37 @@ PROGRAM = (
 
 
 def small_agent(name, **changes):
-    """An agent with tiny networks and few samples, whatever its hyperparameters are called."""
-    settings = {}
-    for key, value in to_plain(from_plain(name, {})).items():
-        if isinstance(value, dict):
-            settings[key] = {"kind": "mlp", "hidden_sizes": [8], "layer_norm": True}
-        elif key in ("num_noise", "num_steps", "flow_steps"):
-            settings[key] = 2
-    return from_plain(name, settings | changes)
+    """A recipe with tiny networks and few samples, whatever its options are called."""
+    return with_options(shrunk(RECIPES[name]()), changes)
+
+
+def small_pair(critic, policy, **changes):
+    """The same of a critic and a policy by their kinds, with what it takes to make sense of them.
+
+    A policy that never asks the critic has it choose among two actions.
+    """
+    critic, policy = CRITICS[critic](), POLICIES[policy]()
+    if isinstance(critic, BoundedCritic) and hasattr(policy, "backup_entropy"):
+        policy = with_options(policy, {"backup_entropy": False})
+    selection = Selection(1 if policy.uses_value else 2)
+    return with_options(shrunk(ActorCritic(critic, policy, selection)), changes)
+
+
+def shrunk(agent):
+    """The agent with tiny networks and few samples."""
+    few = dict.fromkeys(("num_noise", "num_steps", "flow_steps"), 2)
+    options = {}
+    for part in ("critic", "policy", "selection", "next_selection"):
+        module = getattr(agent, part)
+        for field in dataclasses.fields(module) if module is not None else ():
+            value = getattr(module, field.name)
+            if isinstance(value, NetworkConfig):
+                value = MLPConfig((8,), layer_norm=True)
+            elif field.name == "num_candidates":
+                value = min(value, 2)
+            value = few.get(field.name, value)
+            options.setdefault(part, {})[field.name] = value
+    return with_options(agent, options)
 
 
 def small_config(data, agent="fql", **changes):

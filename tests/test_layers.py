@@ -14,10 +14,10 @@ import floq_eqx
 PACKAGE = Path(floq_eqx.__file__).parent
 # Each row may import from those before it, from its own file, and, in a package, from its siblings.
 ROWS = [
-    {"_types", "_progress", "__version__"},
+    {"_types", "_checks", "_progress", "__version__"},
     {"embeddings", "paths", "targets", "losses", "data"},
     {"networks"},
-    {"velocity", "critics", "actors"},
+    {"modules"},
     {"integrate", "_stepping", "_explicit"},
     {"agents"},
     {"training", "evaluation", "analysis", "interop"},
@@ -26,6 +26,7 @@ ROWS = [
 ]
 # What a row's files may use of their own row.
 WITHIN_ROW = {
+    ("_checks", "_types"),
     ("integrate", "_explicit"),
     ("integrate", "_stepping"),
     ("_stepping", "_explicit"),
@@ -64,17 +65,31 @@ def test_imports_only_from_rows_above(path):
         assert allowed, f"{own} (row {ROW[own]}) imports {name} (row {ROW[name]})"
 
 
-def test_agents_share_only_named_pieces():
-    shared = {"base", "flow_policy", "implicit_values"}
-    for path in (PACKAGE / "agents").glob("*.py"):
-        if path.stem in shared | {"__init__", "registry"}:
+def imports_below(path: Path, level: int) -> set[str]:
+    """What a file imports with so many dots."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.level == level}
+
+
+@pytest.mark.parametrize(
+    ("folder", "shared"),
+    [("critics", {"critic"}), ("policies", {"policy", "behavioural_flow"})],
+)
+def test_critics_and_policies_share_only_named_pieces(folder, shared):
+    for path in (PACKAGE / "agents" / folder).glob("*.py"):
+        if path.stem == "__init__":
             continue
-        siblings = {
-            node.module
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom) and node.level == 1
-        }
-        assert siblings <= shared, f"{path.stem} imports another agent: {siblings - shared}"
+        siblings = imports_below(path, 1)
+        assert siblings <= shared, f"{path.stem} imports another: {siblings - shared}"
+        above = imports_below(path, 2)
+        assert above <= {"agent"}, f"{path.stem} imports {above - {'agent'}}"
+
+
+def test_what_combines_critics_and_policies_knows_none_of_them():
+    for name in ("actor_critic", "selection", "agent"):
+        inner = {m for m in imports_below(PACKAGE / "agents" / f"{name}.py", 1) if "." in m}
+        known = {"critics.critic", "policies.policy", "policies.fixed"}
+        assert inner <= known, f"{name} imports {inner - known}"
 
 
 def test_only_integrate_calls_diffrax_solve():
@@ -119,7 +134,7 @@ def test_works_without_beartype():
 import sys
 sys.modules["beartype"] = None
 import jax, floq_eqx
-agent = floq_eqx.Floq(action_size=1, num_noise=1, num_steps=1)
+agent = floq_eqx.agents.floq(action_size=1, critic={"num_noise": 1, "num_steps": 1})
 print(agent.init(2, 1, key=jax.random.key(0)).step)
 """
     assert in_new_process(code) == "0"

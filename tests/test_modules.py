@@ -1,4 +1,4 @@
-"""Embeddings, networks, fields, critics and actors: closed forms and layouts."""
+"""Embeddings, networks, fields, values and actors: closed forms and layouts."""
 
 import equinox as eqx
 import jax
@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from floq_eqx.actors import OneStepActor
-from floq_eqx.critics import Critic, member_values
 from floq_eqx.embeddings import Cosine, Fourier, HLGauss, Rescale
+from floq_eqx.modules import (
+    ActionValue,
+    ActionVelocity,
+    OneStepActor,
+    ValueVelocity,
+    action_velocities,
+    member_values,
+    member_velocities,
+)
 from floq_eqx.networks import MLP, MLPConfig, ResidualConfig, ResidualMLP, ensemble
-from floq_eqx.velocity import ActionVelocity, ValueVelocity, action_velocities, member_velocities
 
 KEY = jax.random.key(0)
 
@@ -180,7 +186,7 @@ class TestInputs:
         )
         actor = OneStepActor(MLP(5, (), 2, key=KEY))
         np.testing.assert_array_equal(actor(self.observation, self.action), actor.network(both))
-        critic = Critic(MLP(5, (), 1, key=KEY))
+        critic = ActionValue(MLP(5, (), 1, key=KEY))
         assert critic(self.observation, self.action) == critic.network(both)[0]
 
 
@@ -225,7 +231,7 @@ class TestBatched:
         np.testing.assert_allclose(
             action_velocities(field, t, x, self.observation), jnp.stack(expected), atol=1e-6
         )
-        critics = ensemble(lambda key: Critic(MLP(5, (8,), 1, key=key)), 2, key=KEY)
+        critics = ensemble(lambda key: ActionValue(MLP(5, (8,), 1, key=key)), 2, key=KEY)
         values = member_values(critics, self.observation, x)
         second = jax.tree.map(lambda leaf: leaf[1], critics)
         assert values.shape == (2, 4)

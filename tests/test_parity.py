@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from floq_eqx import interop
-from floq_eqx.agents import integrate_actions
-from floq_eqx.critics import member_values
-from floq_eqx.velocity import member_velocities
+from floq_eqx.agents import Parts
+from floq_eqx.agents.policies import integrate_actions
+from floq_eqx.modules import member_values, member_velocities
 
 from .reference import FILES, Reference
 
@@ -71,31 +71,38 @@ def test_actions_and_returns(floq_reference):
     agent, state = floq_reference.load("params0")
     batch, noise = floq_reference.batch(0), floq_reference.noise(0)
     mid = floq_reference.below("mid0")
-    act = jax.vmap(state.params.policy.act, in_axes=(None, 0))
-    next_action = jax.vmap(act)(batch.next_observation, noise.next_action)
+    params, critic, policy = state.params, agent.critic, agent.policy
+    both = Parts(batch, batch)
+    next_action = agent.next_action(params, state.targets, both, noise).action
     assert_close(next_action.reshape(mid["next_actions"].shape), mid["next_actions"])
 
-    integrate = eqx.filter_jit(agent.integrate)
+    integrate = eqx.filter_jit(critic.integrate)
     next_value = integrate(
-        state.targets, agent.initial_value(noise.next_value), batch.next_observation, next_action
+        state.targets.critic,
+        critic.initial_value(noise.critic.next_value),
+        batch.next_observation,
+        next_action.reshape(*noise.critic.next_value.shape, -1),
     )
-    combine = {"mean": jnp.mean, "min": jnp.min}[agent.aggregation]
+    combine = {"mean": jnp.mean, "min": jnp.min}[critic.aggregation]
     assert_close(combine(next_value, axis=0).reshape(-1, 1), mid["next_returns"])
 
     value = integrate(
-        state.params.field, agent.initial_value(noise.value), batch.observation, batch.action
+        params.critic.field,
+        critic.initial_value(noise.critic.value),
+        batch.observation,
+        batch.action,
     )
     assert_close(value.reshape(mid["current_returns"].shape), mid["current_returns"])
 
     flow_action = integrate_actions(
-        state.params.policy.flow, noise.actor, batch.observation, num_steps=agent.flow_steps
+        params.policy.flow, noise.policy.actor, batch.observation, num_steps=policy.flow_steps
     )
     assert_close(flow_action, mid["flow_actions"])
     # The reference evaluates its distilled critic at the clipped one-step actions.
-    action = jax.vmap(state.params.policy.act)(batch.observation, noise.actor)
+    action = policy.sample(params.policy, batch.observation, noise.policy.actor)
     values = {
-        "policy": member_values(state.params.critic, batch.observation, action),
-        "data": member_values(state.params.critic, batch.observation, batch.action),
+        "policy": member_values(params.critic.distilled, batch.observation, action),
+        "data": member_values(params.critic.distilled, batch.observation, batch.action),
     }
     errors = {k: np.abs(np.asarray(v) - mid["critic_q"]).max() for k, v in values.items()}
     assert min(errors.values()) < 1e-5, errors
@@ -105,7 +112,7 @@ def test_velocity_on_a_grid_beyond_the_support(floq_reference):
     _, state = floq_reference.load("params0")
     batch, mid = floq_reference.batch(0), floq_reference.below("mid0")
     velocity = member_velocities(
-        state.params.field,
+        state.params.critic.field,
         jnp.asarray(mid["field_t"]),
         jnp.asarray(mid["field_z"]),
         batch.observation,

@@ -44,6 +44,7 @@ from .recipes import (
     bc as bc,
     bc_flow as bc_flow,
     c51 as c51,
+    composed as composed,
     evor as evor,
     floq as floq,
     fql as fql,

@@ -58,16 +58,12 @@ class ActorCriticNoise(eqx.Module):
 class ActorCritic(Agent):
     """A critic and a policy, and how actions are chosen by the one among the other's.
 
-    **Arguments:**
+    **Arguments:** those of every [`floq_eqx.agents.Agent`][], and
 
     - `critic`: How a value is represented and learned; `None` clones the data's policy alone.
     - `policy`: How to act.
     - `selection`: Which of several actions is taken when acting.
     - `next_selection`: Which of several actions is the next one in the critic's target.
-    - `action_size`: The number of components of an action; `for_data` fills it in.
-    - `learning_rate`: The learning rate of Adam.
-    - `decay_updates`: Let the learning rate fall to zero as a cosine over so many updates; `None`
-        keeps it, as the papers do.
     - `target_rate`: The share τ of the new parameters in the slow averages, in [0, 1].
     - `gradient_norm`: The largest norm of the critic's gradient, and of the policy's; `None` for
         no limit.
@@ -82,12 +78,9 @@ class ActorCritic(Agent):
     policy: AbstractPolicy
     selection: Selection = dataclasses.field(default_factory=Selection)
     next_selection: Selection = dataclasses.field(default_factory=Selection)
-    action_size: int | None = eqx.field(static=True, default=None)
-    learning_rate: FloatLike = 3e-4
-    decay_updates: int | None = eqx.field(static=True, default=None)
-    target_rate: FloatLike = 0.005
-    gradient_norm: FloatLike | None = None
-    policy_every: int = eqx.field(static=True, default=1)
+    target_rate: FloatLike = eqx.field(default=0.005, kw_only=True)
+    gradient_norm: FloatLike | None = eqx.field(default=None, kw_only=True)
+    policy_every: int = eqx.field(static=True, default=1, kw_only=True)
 
     def __check_init__(self):
         check_range("target_rate", self.target_rate, 0, 1)
@@ -350,7 +343,9 @@ class ActorCritic(Agent):
         # The same numbers for all candidates: only the actions make a difference.
         draws = _repeat(critic.score_noise(1, key=score_key), count)
         score = critic.score(params.critic, observations, action, draws)
-        return action[self.selection.choose(score[None], self.selection.noise(1, key=choice_key))[0]]
+        return action[
+            self.selection.choose(score[None], self.selection.noise(1, key=choice_key))[0]
+        ]
 
     def _propose(self, params: Any, observation: Observations, noise: Actions) -> Actions:
         if self.selection.proposal == "behaviour":

@@ -47,11 +47,18 @@ class Agent(eqx.Module):
 
     Every random number of an update is made first, by `noise`; `loss` and `update` are
     deterministic functions of their arguments.
+
+    **Arguments:**
+
+    - `action_size`: The number of components of an action; `for_data` fills it in.
+    - `learning_rate`: The learning rate of Adam.
+    - `decay_updates`: Let the learning rate fall to zero as a cosine over so many updates; `None`
+        keeps it, as the papers do.
     """
 
-    action_size: eqx.AbstractVar[int | None]
-    learning_rate: eqx.AbstractVar[FloatLike]
-    decay_updates: eqx.AbstractVar[int | None]
+    action_size: int | None = eqx.field(static=True, default=None, kw_only=True)
+    learning_rate: FloatLike = eqx.field(default=3e-4, kw_only=True)
+    decay_updates: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
         check_range("learning_rate", self.learning_rate)

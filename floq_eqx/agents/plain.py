@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import diffrax
 import equinox as eqx
@@ -107,16 +107,14 @@ def from_plain(plain: Mapping[str, Any]) -> ActorCritic:
     for part in ("critic", "policy"):
         if part not in plain:
             raise ValueError(f"An agent needs a {part}: its kind and its options.")
-    values = dict(plain)
-    selection = Selection()
-    for name in ("selection", "next_selection"):
-        values[name] = with_options(selection, values.get(name, {}), name)
-    known = {f.name for f in dataclasses.fields(ActorCritic)}
-    for key in values:
-        if key not in known:
-            raise nearest("option of an agent", key, known)
-        values[key] = _value(key, values[key], None)
-    return ActorCritic(**values)
+    options, parts = dict(plain), {}
+    for part in ("critic", "policy", "selection", "next_selection"):
+        value = options.pop(part, {})
+        without = part == "critic" and value is None
+        if not (without or isinstance(value, Mapping | eqx.Module)):
+            check_kind(part, value, {})
+        parts[part] = _value(part, value, None)
+    return with_options(ActorCritic(**parts), options, "an agent")
 
 
 def with_options(module: T, options: Mapping[str, Any], name: str = "") -> T:
@@ -126,7 +124,8 @@ def with_options(module: T, options: Mapping[str, Any], name: str = "") -> T:
 
     - `module`: a critic, a policy, a selection, an agent or a network's configuration.
     - `options`: by field: values, in the plain form too; a mapping changes the options of a part,
-        and with another `kind` the part, which begins with that kind's defaults.
+        and with another `kind` the part, which begins with that kind's defaults. A name with dots,
+        such as `critic.num_steps`, reaches into a part too.
     - `name`: what it is called in errors; by default the module's class.
 
     **Raises:** `ValueError` for an unknown option, with the nearest names, and for values that the
@@ -134,14 +133,32 @@ def with_options(module: T, options: Mapping[str, Any], name: str = "") -> T:
     """
     known: dict[str, Any] = {f.name: f for f in dataclasses.fields(module)}  # pyright: ignore
     changes = {}
-    for key, value in options.items():
+    for key, value in nested(options).items():
         if key not in known:
             raise nearest(f"option of {name or type(module).__name__}", key, known)
         now = getattr(module, key)
-        if isinstance(value, bool | int | float | str | list) and not isinstance(now, jax.Array):
+        missing = value is None and type(None) not in get_args(known[key].type)
+        plain = missing or isinstance(value, bool | int | float | str | list)
+        if plain and not isinstance(now, jax.Array):
             check_kind(key, value, to_plain(now))
         changes[key] = _value(key, value, now)
-    return dataclasses.replace(module, **changes)  # pyright: ignore[reportType]
+    changed: Any = module
+    return dataclasses.replace(changed, **changes)
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of which those with dots in their names are put into mappings.
+
+    **Raises:** `ValueError` for a part that is given whole, and options of it besides.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in options.items():
+        key, dot, rest = name.partition(".")
+        part = tree.get(key, {})
+        if key in tree and not (dot and isinstance(part, Mapping)):
+            raise ValueError(f"{key} is given whole, and {name} besides.")
+        tree[key] = {**part, rest: value} if dot else value
+    return tree
 
 
 def _value(key: str, value: Any, now: Any) -> Any:
@@ -151,6 +168,8 @@ def _value(key: str, value: Any, now: Any) -> Any:
         what = key if key in KINDS else "selection" if "selection" in key else "network"
         if what == "selection":
             return with_options(Selection() if now is None else now, options, key)
+        if key not in KINDS and not isinstance(now, NetworkConfig):
+            raise ValueError(f"{key} has no options of its own, got {value!r}.")
         known = KINDS[what][1]
         kind = options.pop("kind", None)
         if kind is None and now is None:
@@ -160,11 +179,10 @@ def _value(key: str, value: Any, now: Any) -> Any:
         if kind is not None and type(now) is not known[kind]:
             now = known[kind]()
         return with_options(now, options, key)
-    if isinstance(value, list):
-        return tuple(value)
-    if key in NAMED and isinstance(value, str):
+    if key in NAMED and not isinstance(value, NAMED[key][0] | None):
+        check_kind(key, value, "")
         known = NAMED[key][1]
         if value not in known:
             raise nearest(key, value, known)
         return known[value]()
-    return value
+    return tuple(value) if isinstance(value, list) else value

@@ -8,11 +8,14 @@ of the recipe's own part, and a module takes its place.
 from collections.abc import Callable
 from typing import Any
 
+from .._checks import nearest
 from ..networks import MLPConfig
 from .actor_critic import ActorCritic
 from .agent import Agent
 from .critics import (
+    CRITICS,
     TD,
+    BoundedCritic,
     Categorical,
     Flow,
     Implicit,
@@ -22,6 +25,7 @@ from .critics import (
 )
 from .plain import with_options
 from .policies import (
+    POLICIES,
     BehaviouralFlow,
     Deterministic,
     Gaussian,
@@ -103,9 +107,7 @@ def evor(**options: Any) -> ActorCritic:
     2. Match that to the data's actions.
     3. Act by the best of N of its actions by Q = η log E exp(Z / η).
     """
-    return with_options(
-        ActorCritic(SoftReturnFlow(), BehaviouralFlow(), Selection(32)), options
-    )
+    return with_options(ActorCritic(SoftReturnFlow(), BehaviouralFlow(), Selection(32)), options)
 
 
 def iql(**options: Any) -> ActorCritic:
@@ -180,7 +182,32 @@ RECIPES: dict[str, Callable[..., ActorCritic]] = {
 """Every named algorithm; one that is added here is known to the command line, the docs and the
 tests."""
 
-_KINDS = {(type(a.critic), type(a.policy)): name for name, a in ((n, r()) for n, r in RECIPES.items())}
+
+def composed(critic: str | None, policy: str) -> ActorCritic:
+    """The agent of a critic and a policy by their names: the algorithm that is such a pair, if
+    there is one, and else their defaults.
+
+    A policy that clones the data acts by the best of 16 of its actions; a critic of bounded returns
+    takes no entropy into its target, which it could not represent.
+
+    **Raises:** `ValueError` for a name that is not known, and a pair that makes no sense.
+    """
+    for name, kind, known in (("critic", critic, CRITICS), ("policy", policy, POLICIES)):
+        if kind is not None and kind not in known:
+            raise nearest(name, kind, known)
+    kind: Any = None if critic is None else CRITICS[critic]
+    made = kind and kind()
+    actor = POLICIES[policy]()
+    if (pair := (type(made), type(actor))) in _KINDS:
+        return RECIPES[_KINDS[pair]]()
+    if isinstance(made, BoundedCritic) and isinstance(actor, TanhGaussian):
+        actor = TanhGaussian(backup_entropy=False)
+    return ActorCritic(made, actor, Selection(1 if actor.uses_value else 16))
+
+
+_KINDS = {
+    (type(a.critic), type(a.policy)): name for name, a in ((n, r()) for n, r in RECIPES.items())
+}
 
 
 def recipe_name(agent: Agent) -> str | None:

@@ -40,8 +40,7 @@ class Selection(eqx.Module):
             check_unused("with num_candidates = 1", temperature=(self.temperature, 0.0))
 
     def noise(self, count: int, *, key: Key) -> Float[Array, "batch candidates"] | None:
-        """Standard Gumbel numbers for `count` choices, or `None` where there is nothing to choose.
-        """
+        """Standard Gumbel numbers for `count` choices, `None` where there is nothing to choose."""
         if self.num_candidates == 1:
             return None
         return jax.random.gumbel(key, (count, self.num_candidates))

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from .._types import Number
 from .._checks import check_sizes
+from .._types import Number
 from ..networks import MLPConfig, NetworkConfig, ResidualConfig
 
 

@@ -32,7 +32,7 @@ def feature_statistics(features: Float[Array, "batch width"], *, delta: Number =
 
 
 def critic_features(
-    members: Critic,
+    members: ActionValue,
     observation: Float[Array, "batch observation"],
     action: Float[Array, "batch action"],
 ) -> Float[Array, "batch width"]:

@@ -10,118 +10,115 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
 from .._checks import check_range, check_sizes
-from ..agents.agent import Agent, State, frozen
-from ..agents.floq import Floq
-from ..agents.flow_policy import FlowPolicyAgent
-from ..agents.iqn import IQN
+from .._types import Actions, FloatLike, Key, Metrics, Observations, Scalar, Values
+from ..agents import AbstractCritic, ActorCritic, Fixed, Flow, Quantile, State, frozen
 from ..data.transitions import Batch, take
 from ..networks import AbstractNetwork
 from ..training.loop import train_seeds
 from .problems import Problem
 
 
-class PolicyEvaluation(Agent):
-    """An agent's critic, trained for the policy of a problem instead of one of its own.
-
-    It is an agent itself, so `train_steps`, `train_seeds` and `fit` train it.
+def policy_evaluation(
+    critic: AbstractCritic,
+    problem: Problem,
+    *,
+    target_noise: FloatLike = 0.0,
+    frozen_features: bool = False,
+    **options: Any,
+) -> ActorCritic:
+    """An agent that learns the value of a problem's policy, and acts by that policy.
 
     **Arguments:**
 
-    - `agent`: whose critic: floq with `extraction="integral"`, FQL for one forward pass, ….
+    - `critic`: any; floq's with `distil=False` has its integral alone as Q.
     - `problem`: whose policy.
-    - `target_noise`: the standard deviation of normal noise on every TD target, fresh in each
-        update.
+    - `target_noise`, `frozen_features`: as in [`floq_eqx.analysis.DisturbedCritic`][].
+    - `**options`: of the [`floq_eqx.agents.ActorCritic`][], such as `learning_rate`.
+
+    **Raises:** `ValueError` unless critic and problem have the same discount.
+    """
+    discount = critic.discount
+    if isinstance(discount, int | float) and discount != problem.discount:
+        raise ValueError(
+            f"The critic has a discount of {discount}, the problem one of {problem.discount}: the "
+            "exact Q is that of the problem's."
+        )
+    if frozen_features or not isinstance(target_noise, int | float) or target_noise != 0:
+        # Pyright takes a critic's discount for a field, which it is a property of here.
+        critic = DisturbedCritic(  # pyright: ignore[reportCallIssue]
+            critic=critic, target_noise=target_noise, frozen_features=frozen_features
+        )
+    return ActorCritic(critic, Fixed(problem), action_size=problem.action_size, **options)
+
+
+class DisturbedCritic(AbstractCritic):
+    """A critic whose training is made harder.
+
+    **Arguments:**
+
+    - `critic`: the critic.
+    - `target_noise`: the standard deviation of normal noise on every reward, and so on every TD
+        target, fresh in each update.
     - `frozen_features`: train the last layer of every network alone.
     """
 
-    agent: FlowPolicyAgent
-    problem: Problem
-    target_noise: FloatLike
-    frozen_features: bool = eqx.field(static=True)
-
-    def __init__(
-        self,
-        agent: FlowPolicyAgent,
-        problem: Problem,
-        target_noise: FloatLike = 0.0,
-        frozen_features: bool = False,
-    ):
-        self.agent, self.problem = agent, problem
-        self.target_noise, self.frozen_features = target_noise, frozen_features
+    critic: AbstractCritic
+    target_noise: FloatLike = 0.0
+    frozen_features: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
-        check_range("target_noise", self.target_noise, 0)
-        discount = self.agent.discount
-        if isinstance(discount, int | float) and discount != self.problem.discount:
-            raise ValueError(
-                f"The agent has a discount of {discount}, the problem one of "
-                f"{self.problem.discount}: the exact Q is that of the problem's."
-            )
+        check_range("target_noise", self.target_noise)
 
     @property
-    def action_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.problem.action_size
+    def discount(self) -> FloatLike:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.critic.discount
 
     @property
-    def learning_rate(self) -> FloatLike:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.agent.learning_rate
+    def num_next_actions(self) -> int:
+        return self.critic.num_next_actions
 
-    @property
-    def decay_updates(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.agent.decay_updates
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> Any:
+        return self.critic.init(observation_size, action_size, key=key)
 
-    def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
-        state = self.agent.init(observation_size, action_size, key=key)
-        params = eqx.tree_at(lambda p: p.policy, state.params, None)
-        return self.fresh_state(params, state.targets)
+    def slow(self, params: Any) -> Any:
+        return self.critic.slow(params)
 
     def noise(self, batch_size: int, *, key: Key) -> tuple:
-        agent_key, target_key = jax.random.split(key)
+        """The critic's, and standard normal numbers for the rewards."""
+        critic_key, target_key = jax.random.split(key)
         target = jax.random.normal(target_key, (batch_size,))
-        return self.agent.noise(batch_size, key=agent_key), target
+        return self.critic.noise(batch_size, key=critic_key), target
+
+    def value_noise(self, count: int, *, key: Key) -> Any:
+        return self.critic.value_noise(count, key=key)
+
+    def score_noise(self, count: int, *, key: Key) -> Any:
+        return self.critic.score_noise(count, key=key)
 
     def loss(
-        self, params: eqx.Module, targets: eqx.Module, batch: Batch, noise: tuple
+        self,
+        params: Any,
+        slow: Any,
+        batch: Batch,
+        next_action: Float[Array, "batch noise action"],
+        noise: tuple,
     ) -> tuple[Scalar, Metrics]:
-        agent_noise, target_noise = noise
+        critic_noise, target_noise = noise
         reward = batch.reward + self.target_noise * target_noise
         batch = dataclasses.replace(batch, reward=reward)
         if self.frozen_features:
             params = jax.tree.map(_freeze_features, params, is_leaf=_is_network)
-        loss, _ = self.agent.critic_loss(self._complete(params), targets, batch, agent_noise)
-        return loss, {"loss": loss}
+        return self.critic.loss(params, slow, batch, next_action, critic_noise)
 
-    def next_targets(self, state: State) -> eqx.Module:
-        return self.agent.next_targets(state)
+    def value(self, params: Any, observation: Observations, action: Actions, noise: Any) -> Values:
+        return self.critic.value(params, observation, action, noise)
 
-    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
-        return self.problem.act(observation, jax.random.normal(key, self.action_shape()))
+    def score(self, params: Any, observation: Observations, action: Actions, noise: Any) -> Values:
+        return self.critic.score(params, observation, action, noise)
 
-    def value(
-        self,
-        state: State,
-        observation: Float[Array, "batch observation"],
-        action: Float[Array, "batch action"],
-        *,
-        key: Key,
-        num_noise: int = 32,
-    ) -> Float[Array, "batch"]:
-        """The critic's Q by the online parameters: the mean over members and, of a flow or a
-        quantile critic, over `num_noise` z0 or levels.
-
-        A flow's endpoints spread over the targets that it saw, so few z0 make a noisy Q.
-        """
-        agent: FlowPolicyAgent = self.agent
-        if isinstance(agent, Floq | IQN):
-            agent = dataclasses.replace(agent, num_noise=num_noise)
-        noise: Any = agent.noise(len(observation), key=key)
-        return agent.extracted_value(self._complete(state.params), observation, action, noise)
-
-    def _complete(self, params: Any) -> Any:
-        """The agent's parameters, with the problem as their policy."""
-        return eqx.tree_at(lambda p: p.policy, params, self.problem, is_leaf=lambda x: x is None)
+    def for_data(self, data: Batch) -> "DisturbedCritic":
+        return dataclasses.replace(self, critic=self.critic.for_data(data))
 
 
 def _is_network(tree: object) -> bool:
@@ -132,12 +129,35 @@ def _freeze_features(network: AbstractNetwork) -> AbstractNetwork:
     return eqx.tree_at(lambda n: n.output, frozen(network), network.output)
 
 
-Measure = Callable[[PolicyEvaluation, State, Batch, Key], Metrics]
-"""What to know of a critic: scalars, from its state and some transitions."""
+def learned_value(
+    agent: ActorCritic,
+    state: State,
+    observation: Observations,
+    action: Actions,
+    *,
+    key: Key,
+    num_noise: int = 32,
+) -> Values:
+    """The critic's Q by the online parameters: the mean over members and, of a flow or a quantile
+    critic, over `num_noise` z0 or levels.
+
+    A flow's endpoints spread over the targets that it saw, so few z0 make a noisy Q.
+    """
+    critic: Any = agent.critic
+    if isinstance(critic, DisturbedCritic):
+        critic = critic.critic
+    if isinstance(critic, Flow | Quantile):
+        critic = dataclasses.replace(critic, num_noise=num_noise)
+    noise = critic.value_noise(len(observation), key=key)
+    return critic.value(state.params.critic, observation, action, noise)
+
+
+Measure = Callable[[ActorCritic, State, Batch, Key], Metrics]
+"""What to know of a critic: scalars, from its agent, its state and some transitions."""
 
 
 def q_error(
-    critic: PolicyEvaluation, state: State, batch: Batch, key: Key, *, num_noise: int = 32
+    agent: ActorCritic, state: State, batch: Batch, key: Key, *, num_noise: int = 32
 ) -> Metrics:
     """How far a critic is from the exact Q over the transitions of a batch.
 
@@ -146,11 +166,19 @@ def q_error(
     **Returns:** `error`, the root mean square error over the standard deviation of the exact Q, so
     that predicting its mean everywhere scores 1; and `bias`, the mean error over the same.
     """
-    exact = jax.vmap(critic.problem.q)(batch.observation, batch.action)
-    value = critic.value(state, batch.observation, batch.action, key=key, num_noise=num_noise)
+    exact = jax.vmap(_problem(agent).q)(batch.observation, batch.action)
+    value = learned_value(
+        agent, state, batch.observation, batch.action, key=key, num_noise=num_noise
+    )
     error = value - exact
     scale = jnp.std(exact)
     return {"error": jnp.sqrt(jnp.mean(error**2)) / scale, "bias": jnp.mean(error) / scale}
+
+
+def _problem(agent: ActorCritic) -> Problem:
+    if not (isinstance(agent.policy, Fixed) and isinstance(agent.policy.actor, Problem)):
+        raise ValueError(f"{agent.name} has no problem: make it with policy_evaluation.")
+    return agent.policy.actor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +200,7 @@ class Curves:
 
 
 def evaluate_policy(
-    critics: Mapping[str, PolicyEvaluation],
+    agents: Mapping[str, ActorCritic],
     data: Batch,
     held_out: Batch,
     *,
@@ -188,7 +216,7 @@ def evaluate_policy(
 
     **Arguments:**
 
-    - `critics`: by name.
+    - `agents`: by name, from [`floq_eqx.analysis.policy_evaluation`][].
     - `data`: what they are trained on; `problem.data(size, key=key)` makes it.
     - `held_out`: transitions that they are not trained on. The errors on the data are those on as
         many of its first transitions.
@@ -212,19 +240,19 @@ def evaluate_policy(
     )
     seen = take(data, jnp.arange(min(len(data), len(held_out))))
     curves = {}
-    for name, critic in critics.items():
-        sizes = critic.problem.observation_size, critic.problem.action_size
+    for name, agent in agents.items():
+        sizes = _problem(agent).observation_size, _problem(agent).action_size
         if states is None:
-            state = eqx.filter_vmap(lambda k: critic.init(*sizes, key=k))(init_keys)  # noqa: B023
+            state = eqx.filter_vmap(lambda k: agent.init(*sizes, key=k))(init_keys)  # noqa: B023
         else:
             state = states[name]
         measured = eqx.filter_jit(_measure_seeds)
-        rows = [measured(measure, critic, state, seen, held_out, measure_keys)]
+        rows = [measured(measure, agent, state, seen, held_out, measure_keys)]
         for _ in range(num_updates // every):
             state, _ = train_seeds(
-                critic, state, data, num_updates=every, batch_size=batch_size, keys=keys
+                agent, state, data, num_updates=every, batch_size=batch_size, keys=keys
             )
-            rows.append(measured(measure, critic, state, seen, held_out, measure_keys))
+            rows.append(measured(measure, agent, state, seen, held_out, measure_keys))
         start = int(state.step[0]) - num_updates
         on_data, elsewhere = jax.tree.map(lambda *x: np.stack(x, axis=1), *rows)
         steps = start + every * np.arange(len(rows))
@@ -234,12 +262,12 @@ def evaluate_policy(
 
 def _measure_seeds(
     measure: Measure,
-    critic: PolicyEvaluation,
+    agent: ActorCritic,
     states: State,
     data: Batch,
     held_out: Batch,
     keys: PyTree,
 ) -> tuple[dict[str, Float[Array, "seeds"]], ...]:
     return eqx.filter_vmap(
-        lambda state, key: tuple(measure(critic, state, batch, key) for batch in (data, held_out))
+        lambda state, key: tuple(measure(agent, state, batch, key) for batch in (data, held_out))
     )(states, keys)

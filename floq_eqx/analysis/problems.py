@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .._types import Action, Key, Number, Observation, Scalar
-from ..modules.actors import AbstractActor
 from .._checks import check_range, check_sizes
+from .._types import Action, Key, Number, Observation, Scalar
 from ..data.transitions import Batch
+from ..modules.actors import AbstractActor
 
 _EFFORT = 0.5  # the cost of an action, by that of an observation
 
 
-class Problem(AbstractPolicy):
+class Problem(AbstractActor):
     """A Markov decision process, a policy in it, and that policy's exact Q.
 
     **Attributes:** `observation_size`, `action_size`: components; `discount`: γ.

@@ -3,22 +3,22 @@
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import Key, Number
 from .._checks import check_choice, check_sizes
-from ..agents.floq import Floq
+from .._types import Key, Number
+from ..agents import ActorCritic, Flow
 from ..data.transitions import Batch, sample
+from ..modules.velocity import AbstractValueVelocity
 from ..networks import MLPConfig
 from ..training.run import Run
 from ..training.running import find_data
-from ..modules.velocity import AbstractValueVelocity
 from .features import first_member
-from .policy_evaluation import PolicyEvaluation, evaluate_policy
+from .policy_evaluation import evaluate_policy, policy_evaluation
 from .problems import LinearQuadratic, RandomWalk
 from .solvers import (
     FIXED_SOLVERS,
@@ -92,26 +92,31 @@ def study_run(
 
     **Raises:** `ValueError` if the run's agent has no flow critic, or there are too few candidates.
     """
-    if not isinstance(run.config.agent, Floq):
+    made = run.config.agent
+    if not (isinstance(made, ActorCritic) and isinstance(made.critic, Flow)):
         raise ValueError(
             f"{run.folder} trained {run.config.agent_name}, which has no flow critic: there is "
             "nothing to integrate."
         )
     check_sizes(num_observations=num_observations, num_candidates=num_candidates)
+    agent: Any
     agent, state = run.load()
     batch_key, noise_key, z_key = jax.random.split(key, 3)
     data = find_data(run.config, progress=progress)
     batch = sample(data, num_observations, key=batch_key)
     size = data.action.shape[1]
     noise = jax.random.normal(noise_key, (num_observations, num_candidates - 1, size))
-    policy = jax.vmap(jax.vmap(state.params.policy.act, in_axes=(None, 0)))
-    candidates = jnp.concatenate([batch.action[:, None], policy(batch.observation, noise)], axis=1)
-    z0 = agent.for_data(data).initial_value(jax.random.uniform(z_key, (num_observations,)))  # pyright: ignore
+    others = jax.vmap(agent.policy.sample, in_axes=(None, None, 1), out_axes=1)(
+        state.params.policy, batch.observation, noise
+    )
+    candidates = jnp.concatenate([batch.action[:, None], others], axis=1)
+    critic, field = agent.for_data(data).critic, state.params.critic.field
+    z0 = critic.initial_value(jax.random.uniform(z_key, (num_observations,)))
     comparison = compare_solvers(
-        state.params.field, batch, configurations, z0=z0, candidates=candidates, progress=progress
+        field, batch, configurations, z0=z0, candidates=candidates, progress=progress
     )
     title = f"Solvers on {run.config.environment}, {run.folder.name}, update {int(state.step)}"
-    return _study(title, comparison, state.params.field, z0, batch)
+    return _study(title, comparison, field, z0, batch)
 
 
 def study_problem(
@@ -142,20 +147,17 @@ def study_problem(
     else:
         problem = RandomWalk(key=problem_key)
     data = problem.data(20_000, key=data_key)
-    agent = Floq(
+    critic = Flow(
         discount=problem.discount,
-        learning_rate=3e-3,
-        decay_updates=num_updates,
-        target_rate=0.02,
         num_noise=2,
-        extraction="integral",
-        field=MLPConfig((64, 64), layer_norm=True),
-        actor=MLPConfig((8,)),  # not used: the policy is the problem's
+        distil=False,
+        network=MLPConfig((64, 64), layer_norm=True),
     ).for_data(data)
-    critic = PolicyEvaluation(agent, problem)
+    schedule = {"learning_rate": 3e-3, "decay_updates": num_updates, "target_rate": 0.02}
+    agent = policy_evaluation(critic, problem, **schedule)
     batch = problem.data(num_observations, key=batch_key)
     states = evaluate_policy(
-        {"flow": critic},
+        {"flow": agent},
         data,
         batch,
         num_updates=num_updates,
@@ -163,11 +165,11 @@ def study_problem(
         num_seeds=1,
         key=train_key,
     )["flow"].states
-    field = first_member(states.params.field)  # of the one seed
+    field = first_member(states.params.critic.field)  # of the one seed
     shape = (num_observations, num_candidates - 1, problem.action_size)
     others = jax.random.uniform(action_key, shape, minval=-1, maxval=1)
     candidates = jnp.concatenate([batch.action[:, None], others], axis=1)
-    z0 = agent.initial_value(jax.random.uniform(z_key, (num_observations,)))
+    z0 = critic.initial_value(jax.random.uniform(z_key, (num_observations,)))
     exact = jax.vmap(jax.vmap(problem.q, in_axes=(None, 0)))(batch.observation, candidates)
     comparison = compare_solvers(
         field,

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._checks import check_sizes
 from .._progress import progress_bar
 from .._types import Key, Number, Scalar
-from .._checks import check_sizes
 from ..data.transitions import Batch
 from ..integrate import RESULTS, FlowSolution, solve_flow
 from ..modules.velocity import AbstractValueVelocity

@@ -102,7 +102,7 @@ class RewardWatch:
                 f"[reward_min, reward_max] = [{low!s}, {high!s}]: they are between {self._low!s} "
                 f"and {self._high!s}. {self._name} may not be able to represent the values that "
                 "follow from them: begin anew with bounds that hold them, reward_min and "
-                "reward_max (--critic.reward-min and --critic.reward-max), or agent.for_data(data) with data "
-                "that have such rewards.",
+                "reward_max of the critic (--reward-min and --reward-max), or agent.for_data(data) "
+                "with data that have such rewards.",
                 stacklevel=3,
             )

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, Literal, TypeAlias
 
-from .._types import Number
 from .._checks import check_choice, check_kind, check_range, check_sizes, nearest
+from .._types import Number
 from ..agents import Agent, floq, from_plain, recipe_name, to_plain
 from ..data import dataset_names, parse_name
 
@@ -223,8 +223,7 @@ class TrainConfig:
     def _check_online(self, online: OnlineConfig) -> None:
         if self.agent.uses_next_action:
             raise ValueError(
-                f"{self.agent.name} needs the data's next action, which is not known "
-                "online."
+                f"{self.agent.name} needs the data's next action, which is not known online."
             )
 
     def _check_ogbench(self) -> None:

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
 
-from .._types import Number
 from .._checks import nearest
+from .._types import Number
 from .files import write_text, writing
 
 Table: TypeAlias = Literal["train", "evaluation"]

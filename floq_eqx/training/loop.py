@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from .._types import Key
 from .._checks import check_sizes
+from .._types import Key
 from ..agents.agent import Agent, State
 from ..data.transitions import Batch, sample
 from .checks import RewardWatch, check_fits, explained

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._types import Key, Number, Scalar
 from .._checks import check_choice, check_sizes
+from .._types import Key, Number, Scalar
 from ..agents.agent import Agent, State
 from ..data import Batch, Replay, sample_mixture
 from ..data.episodes import EnvironmentFaultError, Successes, observation_fault, one_line

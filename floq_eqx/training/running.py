@@ -27,7 +27,6 @@ from .loop import Progress, fit
 from .online import OnlineProgress, fit_online
 from .run import Facts, Run, claim, write_config
 
-
 OF_THE_DATA = ("action_size", "critic.reward_min", "critic.reward_max")
 """What a run fills in of its agent, from the data."""
 

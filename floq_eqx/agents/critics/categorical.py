@@ -1,8 +1,8 @@
 r"""Categorical: a histogram over returns, trained by cross-entropy.
 
 With atoms $c_i$, $Q = \sum_i p_i c_i$, and the loss is $-\sum_i h_i \log p_i(s, a)$ against the
-histogram h of the target: the HL-Gauss histogram of the scalar $r + \gamma\, m\, \bar Q(s', a')$, or
-the next return's own distribution, moved by the reward, shrunk by γ and put back onto the atoms.
+histogram h of the target: the HL-Gauss histogram of the scalar $r + \gamma\, m\, \bar Q(s', a')$,
+or the next return's own distribution, moved by the reward, shrunk by γ and put back onto the atoms.
 
 Sources: Farebrother et al., "Stop Regressing: Training Value Functions via Classification for
 Scalable Deep RL" (arXiv 2403.03950), for the former; Bellemare, Dabney and Munos, "A Distributional

@@ -29,12 +29,14 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
     - `discount`: γ, in [0, 1).
     """
 
+    test_time: ClassVar[tuple[str, ...]] = ()
+    """The options of `score` that can change after training."""
+
     discount: eqx.AbstractVar[FloatLike]
 
     @property
     def num_next_actions(self) -> int:
-        """How many next actions its target wants of a transition; 0 for values of the data alone.
-        """
+        """How many next actions its target wants of a transition: none for values of the data."""
         return 1
 
     @abc.abstractmethod
@@ -135,8 +137,6 @@ class BoundedCritic(EnsembleCritic[Params, Slow, Draws, ValueDraws]):
     - `reward_min`: The smallest reward; `for_data` fills it in.
     - `reward_max`: The largest reward; `for_data` fills it in.
     """
-
-    needs_bounds: ClassVar[bool] = True
 
     reward_min: FloatLike = -1.0
     reward_max: FloatLike = 0.0

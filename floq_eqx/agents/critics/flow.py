@@ -14,7 +14,7 @@ Value-Based RL" (arXiv 2509.06863), algorithm 1; where the paper and its release
 released code, because the published results are its.
 """
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import diffrax
 import equinox as eqx
@@ -61,9 +61,7 @@ class FlowNoise(eqx.Module):
     time: Float[Array, "batch noise"]
 
 
-class Flow(
-    BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "batch noise"] | None]
-):
+class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "batch noise"] | None]):
     """The critic of floq: a velocity field that carries noise to Q.
 
     **Arguments:**
@@ -91,6 +89,8 @@ class Flow(
     - `network`: The network of the field.
     - `distilled_network`: The network of the distilled critic.
     """
+
+    test_time: ClassVar[tuple[str, ...]] = ("num_steps", "solver", "num_noise")
 
     noise_coverage: FloatLike = 0.1
     num_noise: int = eqx.field(static=True, default=8)

@@ -1,7 +1,7 @@
 r"""Quantile: the quantiles of the return at random levels, integrating nothing.
 
-For levels $\tau_i$ and targets $y_j = r + \gamma\, m\, \bar Z_{\tau'_j}(s', a'_j)$, each with a next
-action of its own,
+For levels $\tau_i$ and targets $y_j = r + \gamma\, m\, \bar Z_{\tau'_j}(s', a'_j)$, each with a
+next action of its own,
 
 $$\sum_i \operatorname{mean}_j \left| \tau_i - 1[y_j < Z_{\tau_i}] \right|
 L(y_j - Z_{\tau_i}(s, a)).$$
@@ -10,7 +10,7 @@ Sources: Dabney et al., "Implicit Quantile Networks for Distributional Reinforce
 (arXiv 1806.06923); as a baseline of floq, arXiv 2509.06863, section 5.
 """
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -52,6 +52,8 @@ class Quantile(
     - `num_terms`: The number of cosines that embed a quantile level.
     - `network`: The network of every member.
     """
+
+    test_time: ClassVar[tuple[str, ...]] = ("num_noise",)
 
     num_noise: int = eqx.field(static=True, default=8)
     loss_kind: QuantileLoss = eqx.field(static=True, default="squared")

@@ -15,6 +15,8 @@ Source: Dong, Zheng, Finn, Sadigh and Eysenbach, "Value Flows" (arXiv 2510.07650
 in its released code.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,8 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
     - `num_steps`: The number of Euler steps of the field, each clipped to the bounds of returns.
     - `network`: The network of the field.
     """
+
+    test_time: ClassVar[tuple[str, ...]] = ("num_steps",)
 
     dcfm_weight: FloatLike = 1.0
     bcfm_weight: FloatLike = 1.0
@@ -177,9 +181,7 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         self, params: ValueVelocity, observation: Observations, action: Actions, noise: Values
     ) -> Values:
         """z0 + v(0, z0 | s, a): at t = 0 the velocity is the expected return less z0."""
-        value = noise[None] + velocities(
-            params, jnp.zeros_like(noise), noise, observation, action
-        )
+        value = noise[None] + velocities(params, jnp.zeros_like(noise), noise, observation, action)
         low, high = value_bounds(self.reward_min, self.reward_max, self.discount)
         return aggregate(jnp.clip(value, low, high), self.value_aggregation)
 

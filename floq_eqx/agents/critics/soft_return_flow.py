@@ -12,6 +12,8 @@ Source: Espinosa-Dice, Brantley and Sun, "Expressive Value Learning for Scalable
 Reinforcement Learning" (EVOR, arXiv 2510.08218).
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -54,6 +56,8 @@ class SoftReturnFlow(
     - `num_steps`: The number of Euler steps of the field.
     - `network`: The network of the field.
     """
+
+    test_time: ClassVar[tuple[str, ...]] = ("num_steps", "value_samples", "value_temperature")
 
     value_temperature: FloatLike = 1.0
     num_noise: int = eqx.field(static=True, default=1)

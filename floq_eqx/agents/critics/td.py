@@ -72,7 +72,7 @@ class TD(EnsembleCritic[ActionValue, ActionValue, Float[Array, "batch ensemble"]
         """The mean squared TD error of every member."""
         next_value = member_values(slow, batch.next_observation, next_action[:, 0])
         if noise is not None:
-            _, chosen = jax.lax.top_k(noise, self.target_members)
+            _, chosen = jax.lax.top_k(noise, self.target_members or self.ensemble_size)
             next_value = jnp.take_along_axis(next_value, jnp.transpose(chosen), axis=0)
         next_value = aggregate(next_value, self.aggregation)
         target = td_target(batch.reward, batch.mask, next_value, discount=self.discount)

@@ -9,7 +9,11 @@ from .behavioural_flow import (
 from .deterministic import Deterministic as Deterministic
 from .fixed import Fixed as Fixed
 from .gaussian import Gaussian as Gaussian
-from .one_step import OneStep as OneStep, OneStepNoise as OneStepNoise, OneStepParams as OneStepParams
+from .one_step import (
+    OneStep as OneStep,
+    OneStepNoise as OneStepNoise,
+    OneStepParams as OneStepParams,
+)
 from .policy import (
     AbstractPolicy as AbstractPolicy,
     Critique as Critique,

@@ -4,7 +4,8 @@ With $\pi(a \mid s) = N(a; \mu(s), 1)$, by `extraction`,
 
 $$\text{clone: } -\mathbb{E} \log \pi(a \mid s), \qquad
 \text{awr: } -\mathbb{E} \left[ \min(e^{\beta (Q(s, a) - V(s))}, 100) \log \pi(a \mid s) \right],$$
-$$\text{ddpgbc: } -\frac{\mathbb{E}\, Q(s, \mu(s))}{\mathbb{E} |Q|} - w\, \mathbb{E} \log \pi(a \mid s).$$
+$$\text{ddpgbc: } -\frac{\mathbb{E}\, Q(s, \mu(s))}{\mathbb{E} |Q|} - w\,
+\mathbb{E} \log \pi(a \mid s).$$
 
 Sources: OGBench, arXiv 2410.20092, for cloning; IQL, arXiv 2110.06169, for advantage-weighted
 regression; Park et al., arXiv 2406.09329, section 3, for DDPG+BC. Where the critic learns no V, it

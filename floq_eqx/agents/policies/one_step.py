@@ -2,7 +2,8 @@ r"""OneStep: an actor of one pass, distilled from a behavioural flow while it ra
 
 With the flow's action $\mu(s, x)$, where its steps take the noise x, and the actor's $\pi(s, x)$,
 
-$$L_{flow} + \alpha\, \mathbb{E} \lVert \pi(s, x) - \mu(s, x) \rVert^2 - \mathbb{E}\, Q(s, \pi(s, x)),$$
+$$L_{flow} + \alpha\, \mathbb{E} \lVert \pi(s, x) - \mu(s, x) \rVert^2
+- \mathbb{E}\, Q(s, \pi(s, x)),$$
 
 where $L_{flow}$ is the behavioural flow's own loss. Source: FQL, arXiv 2502.02538, section 4,
 algorithm 1.

@@ -135,9 +135,7 @@ class Shortcut(AbstractPolicy[ShortcutVelocity, ShortcutVelocity, ShortcutNoise]
         noise: ShortcutNextNoise,
     ) -> NextAction:
         """Actions of as many steps as the level says."""
-        return NextAction(
-            self.by_level(params, noise.action, batch.next_observation, noise.level)
-        )
+        return NextAction(self.by_level(params, noise.action, batch.next_observation, noise.level))
 
     def loss(
         self,

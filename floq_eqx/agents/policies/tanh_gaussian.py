@@ -52,7 +52,9 @@ class TanhGaussian(AbstractPolicy[TanhGaussianParams, None, Actions]):
     entropy_per_component: FloatLike = -0.5
     initial_temperature: FloatLike = 1.0
     backup_entropy: bool = eqx.field(static=True, default=True)
-    network: NetworkConfig = eqx.field(static=True, default=MLPConfig((256, 256), output_scale=0.01))
+    network: NetworkConfig = eqx.field(
+        static=True, default=MLPConfig((256, 256), output_scale=0.01)
+    )
 
     def __check_init__(self):
         check_range("entropy_per_component", self.entropy_per_component, float("-inf"))

@@ -1,0 +1,152 @@
+"""`floq evaluate`: a trained policy in its environment."""
+
+import dataclasses
+import typing
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from .._checks import check_sizes
+from .._types import FloatLike
+from ..agents import CRITICS, ActorCritic, Selection, with_options
+from ..agents.plain import NAMED
+from ..training import Run
+from .options import values_of, with_parts_named
+from .output import print_published, say
+
+
+def _changes(kinds: dict[str, tuple[type, tuple[str, ...]]], name: str) -> type:
+    """A dataclass of options that are by default as they were trained."""
+    fields = {}
+    for kind, options in kinds.values():
+        hints = typing.get_type_hints(kind)
+        for option in options:
+            hint: Any = Literal[tuple(NAMED[option][1])] if option in NAMED else hints[option]
+            hint = float if hint == FloatLike else hint
+            fields[option] = (option, hint | None, None)
+    return dataclasses.make_dataclass(name, fields.values())
+
+
+_Selection = _changes(
+    {"selection": (Selection, tuple(f.name for f in dataclasses.fields(Selection)))}, "Selection"
+)
+_Critic = _changes({name: (kind, kind.test_time) for name, kind in CRITICS.items()}, "Critic")
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """The options of the command."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder."""
+    selection: Annotated[Any, tyro.conf.arg(name="selection", constructor=_Selection)]
+    critic: Annotated[Any, tyro.conf.arg(name="critic", constructor=_Critic)]
+    checkpoint: int | Literal["last", "best"] = "last"
+    """Which checkpoint: by its number of steps, the last, or the one evaluated best."""
+    episodes: int = 50
+    """How many episodes."""
+    seed: int = 0
+    """The first episode's seed; the others follow it."""
+    success_timing: Literal["pre", "post"] | None = None
+    """Score the state before a step (OGBench 1.2's default) or after it (as published)."""
+    max_episode_steps: int | None = None
+    """Cut episodes off there that do not end before; by default the run's own."""
+    video: str | None = None
+    """Also write the first episode to this file, which ends in .gif."""
+
+
+def run(arguments: list[str]) -> None:
+    from ..data.episodes import close_or_warn
+    from ..evaluation import check_recording, evaluate, make_environments, record
+    from ..training.running import describe
+
+    options = tyro.cli(
+        Evaluate,
+        prog="floq evaluate",
+        description="Run a trained policy. The options of the selection and the critic are by "
+        "default as they were trained.",
+        args=_spelled(arguments),
+    )
+    check_sizes(episodes=options.episodes)
+    if options.max_episode_steps is not None:
+        check_sizes(max_episode_steps=options.max_episode_steps)
+    if options.video is not None:
+        check_recording(options.video)
+    trained = Run(options.run)
+    step = trained.choose(options.checkpoint)
+    agent, state = trained.load(step=step)
+    agent = _changed(agent, _given(options.selection), _given(options.critic))
+    config = trained.config
+    name, timing = config.environment, options.success_timing or config.success_timing
+    shared = {"success_timing": timing, **config.environment_kwargs}
+    cap = options.max_episode_steps
+    cap = config.max_episode_steps if cap is None else cap
+    environments = make_environments(name, min(10, options.episodes), **shared)
+    try:
+        result = evaluate(
+            agent,
+            state,
+            environments,
+            num_episodes=options.episodes,
+            max_episode_steps=cap,
+            seed=options.seed,
+        )
+    finally:
+        close_or_warn("an environment", environments.close)
+    say(f"checkpoint {step}: {describe(result)}")
+    print_published(trained)
+    if options.video is not None:
+        path = record(
+            agent,
+            state,
+            name,
+            options.video,
+            seed=options.seed,
+            success_timing=timing,
+            max_episode_steps=cap,
+            environment_kwargs=config.environment_kwargs,
+        )
+        say(f"wrote {path}")
+
+
+def _spelled(arguments: list[str]) -> list[str]:
+    whole = dataclasses.make_dataclass(
+        "Whole",
+        [("selection", _Selection), ("critic", _Critic)]
+        + [
+            (f.name, Any)
+            for f in dataclasses.fields(Evaluate)
+            if f.name not in ("selection", "critic")
+        ],
+    )
+    return with_parts_named(arguments, whole, ("selection", "critic"))
+
+
+def _given(parsed: Any) -> dict[str, Any]:
+    return {name: value for name, value in values_of(parsed).items() if value is not None}
+
+
+def _changed(agent: Any, selection: dict[str, Any], critic: dict[str, Any]) -> Any:
+    """The agent with other options of its selection and, where that asks it, its critic.
+
+    **Raises:** `ValueError` for options that would change nothing.
+    """
+    if not (selection or critic):
+        return agent
+    if not isinstance(agent, ActorCritic) or agent.critic is None:
+        raise ValueError(f"{agent.name} has no critic: nothing can be selected by its values.")
+    kind = type(agent.critic)
+    for name in critic:
+        if name not in kind.test_time:
+            known = " or ".join(f"--critic.{n.replace('_', '-')}" for n in kind.test_time)
+            raise ValueError(
+                f"{kind.__name__} has no {name} that can change after training"
+                f"{f'; it has {known}' if known else ''}."
+            )
+    agent = with_options(agent, {"selection": selection, "critic": critic})
+    if critic and agent.selection.num_candidates == 1:
+        raise ValueError(
+            f"The policy acts without asking its critic, so {', '.join(critic)} would change "
+            "nothing; with --num-candidates N it takes the best of N actions."
+        )
+    return agent

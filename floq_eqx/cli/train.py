@@ -1,0 +1,307 @@
+"""`floq train`: an agent on an OGBench task or online, in a folder of its own."""
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from .._checks import nearest
+from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, with_options
+from ..agents.critics import BoundedCritic
+from ..agents.plain import KINDS
+from ..agents.recipes import composed, recipe_name
+from ..networks import NetworkConfig
+from ..training import Run, TrainConfig, train
+from ..training.loggers import LoggerName, loggers_of
+from .options import (
+    json_object,
+    of_kind,
+    online_config,
+    online_options,
+    options_like,
+    plain_of,
+    saying_how_to_continue,
+    values_of,
+    with_parts_named,
+)
+from .output import finish, say
+
+PARTS = ("critic", "policy", "selection", "next_selection")
+_DATA = ("data", "collect_episodes", "rewards", "success_timing")
+_NONE = "none"
+
+
+def run(arguments: list[str]) -> None:
+    first = _first(arguments)
+    options = _options(first)
+    spelled = with_parts_named(arguments, options.kind, [p for p in PARTS if p in options.parts])
+    if (again := _first(spelled)) != first:  # a part's network was named without its part
+        options = _options(again)
+    parsed = tyro.cli(
+        options.kind,
+        prog="floq train",
+        description="Train an agent on an OGBench task, offline, online or both. An option of the "
+        "critic or the policy can go without its part's name where only one part has it.",
+        args=spelled,
+    )
+    config = _config(parsed, options)
+    folder = options.folder
+    say(f"training {config.agent_name} on {config.environment} in {folder}")
+    decay = config.agent.decay_updates
+    if not options.stored and decay not in (None, options.defaults.agent.decay_updates):
+        say(f"the learning rate falls to zero over {decay} updates (--decay-updates)")
+    with saying_how_to_continue("train", folder):
+        made = train(config, folder, resume=parsed.resume, report=say, loggers=parsed.log)
+    finish(made)
+
+
+@dataclasses.dataclass
+class _Options:
+    """The options that there are: their dataclass, and what they change."""
+
+    kind: type
+    parts: dict[str, type]
+    defaults: TrainConfig
+    ask: tuple[str, ...]
+    folder: Path
+    stored: bool
+
+
+def _first(arguments: list[str]) -> Any:
+    """What decides which options there are, and what their defaults are; by the same parser."""
+
+    @dataclasses.dataclass
+    class Network:
+        kind: str | None = None
+
+    @dataclasses.dataclass
+    class Part:
+        network: Network = dataclasses.field(default_factory=Network)
+        distilled_network: Network = dataclasses.field(default_factory=Network)
+
+    @dataclasses.dataclass
+    class First:
+        critic: Annotated[Part, tyro.conf.arg(name="critic")]
+        policy: Annotated[Part, tyro.conf.arg(name="policy")]
+        critic_kind: Annotated[str | None, tyro.conf.arg(name="critic")] = None
+        policy_kind: Annotated[str | None, tyro.conf.arg(name="policy")] = None
+        agent: str | None = None
+        env: str | None = None
+        preset: str | None = None
+        out: str | None = None
+        online_steps: int | None = None
+        resume: bool = False
+        seed: int = 0
+
+    return tyro.cli(
+        First, prog="floq train", args=arguments, return_unknown_args=True, add_help=False
+    )[0]
+
+
+def _options(first: Any) -> _Options:
+    from ..presets import Preset
+
+    environment = first.env or TrainConfig().environment
+    name = first.preset or "laptop"
+    if name not in typing.get_args(Preset):
+        raise nearest("preset", name, typing.get_args(Preset))
+    agent, label = _agent(first)
+    stem = environment.removesuffix("-v0").replace("/", "-").replace(":", "-")
+    folder = Path(first.out or f"runs/{stem}-{label}-{name}-seed{first.seed}")
+    stored = first.resume and first.preset is None and (folder / "config.json").exists()
+    if stored:
+        defaults = Run(folder).config
+        _check_as_stored(first, agent, defaults, folder)
+        environment = defaults.environment
+    else:
+        defaults = _preset(name, agent, environment, first.online_steps)
+    made: Any = defaults.agent
+    kinds = {
+        f"{part}.{network}": of_kind(getattr(getattr(made, part), network), choice.kind)
+        for part in ("critic", "policy")
+        for network, choice in values_of(getattr(first, part)).items()
+        if choice.kind and isinstance(getattr(getattr(made, part), network, None), NetworkConfig)
+    }
+    made = with_options(made, kinds)
+    defaults = dataclasses.replace(defaults, agent=made)
+
+    # The range of rewards is the data's; without data it must be given.
+    bounds = ("reward_min", "reward_max") if isinstance(made.critic, BoundedCritic) else ()
+    ask = () if stored or not defaults.online else bounds
+    known = () if defaults.online else bounds
+    parts: dict[str, type] = {}
+    for part in ("critic", "policy", "selection", "next_selection"):
+        module = getattr(made, part)
+        if module is None or (isinstance(module, Selection) and not _selects(made, part)):
+            continue
+        parts[part] = options_like(type(module), module, skip=known, ask=ask)
+    own = ("agent", "online", "environment", "environment_kwargs")
+    unused = () if made.critic is not None else ("target_rate", "policy_every")
+    groups = {
+        "run": options_like(TrainConfig, defaults, skip=(*own, *_DATA)),
+        "data": options_like(TrainConfig, defaults, only=_DATA),
+        "learning": options_like(ActorCritic, made, skip=(*PARTS, "action_size", *unused)),
+        "online": online_options(defaults.online),
+    }
+    kind = _command(groups, parts, made, environment, name, defaults, bool(stored), folder)
+    return _Options(kind, parts, defaults, ask, folder, bool(stored))
+
+
+def _selects(agent: ActorCritic, part: str) -> bool:
+    """Whether a selection can be asked for."""
+    wants = agent.critic is not None
+    return wants and (part == "selection" or agent.critic.num_next_actions > 0)  # pyright: ignore
+
+
+def _command(
+    groups: dict[str, type],
+    parts: dict[str, type],
+    agent: ActorCritic,
+    environment: str,
+    name: str,
+    defaults: TrainConfig,
+    stored: bool,
+    folder: Path,
+) -> type:
+    """The dataclass of the whole command."""
+    from ..presets import Preset
+
+    names = {kind: name for _, known in KINDS.values() for name, kind in known.items()}
+    of_folder = loggers_of(folder) if stored else ()
+    recipe: Any = Literal[tuple(RECIPES)]
+    options = [
+        (
+            *("agent", recipe | None, recipe_name(agent)),
+            "The algorithm: a critic, a policy and a selection, of which the options below decide.",
+        ),
+        (
+            *("critic_kind", Literal[(*CRITICS, _NONE)], names.get(type(agent.critic), _NONE)),
+            "How a value is represented and learned, instead of the algorithm's; none to clone the "
+            "data's policy alone.",
+        ),
+        (
+            *("policy_kind", Literal[tuple(POLICIES)], names[type(agent.policy)]),
+            "How to act and to learn it, instead of the algorithm's.",
+        ),
+        (
+            *("env", str, environment),
+            "The single-task OGBench name or, to learn online, a Gymnasium id such as Pendulum-v1.",
+        ),
+        (
+            *("env_kwargs", str, json.dumps(defaults.environment_kwargs)),
+            "Arguments for the environment, as JSON: '{\"name\": value}'.",
+        ),
+        (
+            *("preset", Preset, name),
+            "The defaults of the options below: a small set, or the papers' for the environment.",
+        ),
+        (
+            *("out", str | None, None),
+            "The run's folder (default: runs/<env>-<agent>-<preset>-seed<seed>).",
+        ),
+        (
+            *("resume", bool, False),
+            "Continue the run that is in the folder, with its own options but for those given "
+            "here, or start it if there is none.",
+        ),
+        (
+            *("log", tuple[LoggerName, ...], of_folder),
+            "Where metrics go besides the tables: tensorboard, wandb (offline) or wandb-online, "
+            "which are extras.",
+        ),
+    ]
+    fields: list[Any] = []
+    for field, hint, default, text in options:
+        shown = {"help": text} | ({"name": field[:-5]} if field.endswith("_kind") else {})
+        hint = Annotated[hint, tyro.conf.arg(**shown)]
+        fields.append((field, hint, dataclasses.field(default=default)))
+    for group, kind in groups.items():
+        hint = Annotated[kind, tyro.conf.OmitArgPrefixes]
+        fields.append((group, hint, dataclasses.field(default_factory=kind)))
+    fields += [
+        (part, kind, dataclasses.field(default_factory=kind)) for part, kind in parts.items()
+    ]
+    return dataclasses.make_dataclass("Train", fields)
+
+
+def _agent(first: Any) -> tuple[ActorCritic, str]:
+    """The algorithm that is asked for, with its name or those of its parts."""
+    name = first.agent or "floq"
+    if name not in RECIPES:
+        raise nearest("agent", name, RECIPES)
+    made = RECIPES[name]()
+    if first.critic_kind is None and first.policy_kind is None:
+        return made, name
+    names = {kind: name for _, known in KINDS.values() for name, kind in known.items()}
+    critic = first.critic_kind or names.get(type(made.critic), _NONE)
+    policy = first.policy_kind or names[type(made.policy)]
+    pair = composed(None if critic == _NONE else critic, policy)
+    label = recipe_name(pair) or f"{critic}-{policy}"
+    if first.agent is not None and label != name:
+        raise ValueError(
+            f"--agent {name} has the critic {names.get(type(made.critic), _NONE)} and the policy "
+            f"{names[type(made.policy)]}, and {critic} and {policy} were asked for: leave --agent "
+            "out."
+        )
+    return pair, label
+
+
+def _preset(
+    name: str, agent: ActorCritic, environment: str, online_steps: int | None
+) -> TrainConfig:
+    from ..presets import preset
+
+    given: Any = {"agent": recipe_name(agent) or agent, "environment": environment}
+    return preset(typing.cast(Any, name), online_steps=online_steps, **given)
+
+
+def _check_as_stored(first: Any, agent: ActorCritic, stored: TrainConfig, folder: Path) -> None:
+    """Raises a `ValueError` if another agent or environment than that of the run was given."""
+    asked = (first.agent, first.critic_kind, first.policy_kind) != (None, None, None)
+    own: Any = stored.agent
+    if asked and (type(agent.critic), type(agent.policy)) != (type(own.critic), type(own.policy)):
+        raise ValueError(
+            f"The run in {folder} is of {stored.agent_name}, and {agent.name} was given: leave "
+            "--agent, --critic and --policy out to resume it, or choose another folder with --out."
+        )
+    if first.env not in (None, stored.environment):
+        raise ValueError(
+            f"The run in {folder} is of --env {stored.environment}, and {first.env} was given: "
+            "leave --env out to resume it, or choose another folder with --out."
+        )
+    if stored.online is None and first.online_steps is not None:
+        raise ValueError(
+            f"The run in {folder} is offline: floq finetune {folder} --online-steps "
+            f"{first.online_steps} goes on online, in a folder of its own."
+        )
+
+
+def _config(parsed: Any, options: _Options) -> TrainConfig:
+    """The configuration that the options come to."""
+    defaults, values = options.defaults, values_of(parsed.run) | values_of(parsed.data)
+    learning = values_of(parsed.learning)
+    parts = {part: plain_of(getattr(parsed, part)) for part in options.parts}
+    bounds = parts.get("critic", {})
+    missing = [bounds.pop(name) for name in options.ask if bounds.get(name, 0) is None]
+    decay = defaults.agent.decay_updates
+    stretched = decay == learning["decay_updates"] == defaults.num_updates
+    if stretched and 0 < values["num_updates"] != decay:  # A schedule goes with its run.
+        learning["decay_updates"] = values["num_updates"]
+    config = dataclasses.replace(
+        defaults,
+        agent=with_options(typing.cast(Any, defaults.agent), learning | parts),
+        online=online_config(parsed.online, defaults.online),
+        environment_kwargs=json_object(parsed.env_kwargs),
+        **values,
+    )
+    if not config.needs_data and missing:
+        raise ValueError(
+            f"{config.agent_name} must know the range of rewards, and there are no data to tell "
+            "it: give --critic.reward-min and --critic.reward-max."
+        )
+    if config.needs_data and not options.stored and set(bounds) & set(options.ask):
+        raise ValueError("The data tell the range of rewards: leave out --reward-min and -max.")
+    return config
