@@ -7,7 +7,6 @@ cube-single, with evaluations and a checkpoint every few thousand steps.
 """
 
 import argparse
-import dataclasses
 import itertools
 import os
 import statistics
@@ -15,8 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from floq_eqx.agents import FQL
-from floq_eqx.networks import MLPConfig
+from floq_eqx.agents import fql
 from floq_eqx.training import OnlineConfig, Run, TrainConfig, train
 
 
@@ -43,9 +41,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=200_000)
     parser.add_argument("--env-steps", type=int, default=20_000)
     options = parser.parse_args()
-    small = MLPConfig((16, 16))
-    agent = FQL(
-        critic=dataclasses.replace(small, layer_norm=True), actor=small, flow_steps=2, alpha=300.0
+    network = {"hidden_sizes": (16, 16)}
+    agent = fql(
+        critic={"network": network},
+        policy={"network": network, "flow_steps": 2, "alpha": 300.0},
     )
     config = TrainConfig(
         agent=agent,

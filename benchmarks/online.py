@@ -5,41 +5,30 @@
     python -m benchmarks.online utd --out FOLDER                    # many updates a step
     python -m benchmarks.online table --out FOLDER
 
-A curve is a line for each of its points in `FOLDER/<study>.jsonl`; curves that are whole are not
+A curve is a line for each of its points in `FOLDER/<study>.csv`; curves that are whole are not
 made again, so that an interrupted command goes on, and two can share the work with `--agents` and
 `--seeds`.
 """
 
 import argparse
-import dataclasses
-import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from floq_eqx.agents import Agent, from_plain
+from floq_eqx.agents import RECIPES, ActorCritic, Agent
 from floq_eqx.data import Batch, Replay, load_dataset
 from floq_eqx.evaluation import evaluate, make_environments
-from floq_eqx.networks import MLPConfig
 from floq_eqx.training import OnlineProgress, fit_online, train_steps
 
-from .agents import TASK, read
+from .agents import SHARED, TASK, read, scaled, spread, write
 
 SEEDS = (0, 1, 2)
 
 # Offline to online: the default data, then half as many environment steps as updates before.
 OFFLINE_UPDATES, CUBE_STEPS, CUBE_EVERY, CUBE_EPISODES, CUBE_BATCH = 20_000, 10_000, 2_500, 50, 128
-CUBE_SETTINGS: dict[str, Any] = {
-    "learning_rate": 5e-4,
-    "target_rate": 0.01,
-    "alpha": 300.0,
-    "num_noise": 1,
-    "num_steps": 4,
-    "flow_steps": 5,
-}
+CUBE_SETTINGS: dict[str, Any] = SHARED | {"learning_rate": 5e-4, "policy.alpha": 300.0}
 CUBE_AGENTS = ("floq", "fql", "sac")
 
 # Many updates for each step of an environment.
@@ -47,13 +36,12 @@ PENDULUM = "Pendulum-v1"
 PENDULUM_STEPS, PENDULUM_EVERY, PENDULUM_EPISODES, PENDULUM_BATCH = 2_000, 250, 10, 64
 WARMUP, UTD = 250, (1, 8, 32, 128)
 PENDULUM_SETTINGS: dict[str, Any] = {
-    "discount": 0.95,
-    "reward_min": -16.2736044,
-    "reward_max": 0.0,
-    "normalise_q": True,
-    "num_noise": 1,
-    "num_steps": 4,
-    "flow_steps": 5,
+    "critic.discount": 0.95,
+    "critic.reward_min": -16.2736044,
+    "critic.reward_max": 0.0,
+    "policy.normalise_q": True,
+    "policy.flow_steps": 5,
+    "target_rate": 0.005,
     "action_size": 1,
 }
 PENDULUM_AGENTS = ("floq", "fql", "sac")
@@ -62,18 +50,9 @@ PENDULUM_ALPHA = {"floq": 0.01, "fql": 0.003}
 ALPHAS, TUNING_SEED, TUNING_UTD = (0.003, 0.01, 0.03), 9, 8
 
 
-def make(name: str, width: int, settings: dict[str, Any]) -> Agent:
+def make(name: str, width: int, settings: dict[str, Any]) -> ActorCritic:
     """The agent with two hidden layers in each network, and what it has of the settings."""
-    default = from_plain(name, {})
-    known = {f.name for f in dataclasses.fields(default)}
-    networks = {
-        network: dataclasses.replace(getattr(default, network), hidden_sizes=(width, width))
-        for network in ("field", "critic", "actor")
-        if isinstance(getattr(default, network, None), MLPConfig)
-    }
-    return dataclasses.replace(
-        default, **networks, **{k: settings[k] for k in settings if k in known}
-    )
+    return scaled(RECIPES[name](), width, settings)
 
 
 def finetune(name: str, seed: int, data: Batch) -> list[dict[str, Any]]:
@@ -115,7 +94,7 @@ def finetune(name: str, seed: int, data: Batch) -> list[dict[str, Any]]:
 def utd(name: str, seed: int, ratio: int, alpha: float | None = None) -> list[dict[str, Any]]:
     """From scratch, with so many updates for each of few environment steps."""
     alpha = PENDULUM_ALPHA.get(name, 0.0) if alpha is None else alpha
-    agent = make(name, 64, PENDULUM_SETTINGS | {"alpha": alpha})
+    agent = make(name, 64, PENDULUM_SETTINGS | {"policy.alpha": alpha})
     init_key, online_key = jax.random.split(jax.random.key(seed))
     state = agent.init(3, 1, key=init_key)
     return learn(
@@ -173,7 +152,7 @@ def learn(
 
 def table(rows: list[dict[str, Any]], metric: str) -> str:
     """Mean and sample standard deviation over seeds, a row a label and a column a step."""
-    steps = sorted({row["env_steps"] for row in rows})
+    steps = sorted({int(row["env_steps"]) for row in rows})
     lines = [
         f"| {metric} after | seeds | {' | '.join(f'{step:,}' for step in steps)} |",
         "|---" * (len(steps) + 2) + "|",
@@ -183,9 +162,7 @@ def table(rows: list[dict[str, Any]], metric: str) -> str:
         cells = []
         for step in steps:
             values = [row[metric] for row in mine if row["env_steps"] == step]
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-            digits = 2 if metric == "success" else 0
-            cells.append(f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}")
+            cells.append(spread(values, 2 if metric == "success" else 0))
         lines.append(f"| {label} | {len({row['seed'] for row in mine})} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -203,12 +180,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "table":
         for study, metric in (("finetune", "success"), ("utd", "returns")):
-            if rows := read(options.out / f"{study}.jsonl"):
+            if rows := read(options.out / f"{study}.csv"):
                 print(table(rows, metric), end="\n\n")
         return
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{options.command}.jsonl"
+    path = options.out / f"{options.command}.csv"
     todo: list[tuple[str, int, Any]]
     if options.command == "finetune":
         data = load_dataset(TASK, path=options.data)
@@ -238,8 +214,7 @@ def main() -> None:
         if any((row["label"], row["seed"]) == (label, seed) for row in read(path)):
             continue
         rows = [{"label": label, "seed": seed} | point for point in points()]
-        with path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        write(path, rows)
         print(
             label,
             seed,

@@ -23,17 +23,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from floq_eqx import analysis
-from floq_eqx.agents import FQL, IQN, Floq
+from floq_eqx.agents import TD, Flow, Quantile
 from floq_eqx.networks import MLPConfig
 
 NETWORK = MLPConfig((64, 64), layer_norm=True)
 UPDATES = 6_000
-SETTINGS = {
-    "learning_rate": 3e-3,
-    "target_rate": 0.02,
-    "ensemble_size": 1,
-    "actor": MLPConfig((8,)),  # not used: the policy is the problem's
-}
+SETTINGS = {"learning_rate": 3e-3, "target_rate": 0.02}
 
 
 @dataclasses.dataclass
@@ -53,33 +48,29 @@ class Bench:
 
     def flow(self, *, decay: int | None = UPDATES, evaluation=None, **changes):
         """floq's field alone, as the integral of it is what is measured."""
-        settings = {"field": NETWORK, "num_noise": 2, "num_steps": 8, "decay_updates": decay}
-        agent = Floq(
-            discount=self.problem.discount,
-            extraction="integral",
-            **(SETTINGS | settings | changes),
-        ).for_data(self.data)
-        return analysis.PolicyEvaluation(agent, self.problem, **(evaluation or {}))
+        settings = {"num_noise": 2, "num_steps": 8}
+        return self.evaluated(Flow, decay, evaluation, distil=False, **(settings | changes))
 
     def monolithic(self, *, decay: int | None = UPDATES, evaluation=None, **changes):
         """One forward pass, trained by the mean squared TD error."""
-        settings = {"critic": NETWORK, "decay_updates": decay}
-        agent = FQL(discount=self.problem.discount, **(SETTINGS | settings | changes))
-        return analysis.PolicyEvaluation(
-            agent.for_data(self.data), self.problem, **(evaluation or {})
-        )
+        return self.evaluated(TD, decay, evaluation, **changes)
 
     def quantile(self, **changes):
         """Implicit quantiles by the quantile Huber loss; Q is the mean over levels."""
-        settings = {"critic": NETWORK, "decay_updates": UPDATES, "num_noise": 8}
-        settings |= {"loss_kind": "huber", "huber_threshold": 0.1}
-        agent = IQN(discount=self.problem.discount, **(SETTINGS | settings | changes))
-        return analysis.PolicyEvaluation(agent.for_data(self.data), self.problem)
+        settings = {"num_noise": 8, "loss_kind": "huber", "huber_threshold": 0.1}
+        return self.evaluated(Quantile, UPDATES, None, **(settings | changes))
 
-    def train(self, critics, *, updates=UPDATES, every=None, **options):
+    def evaluated(self, kind, decay, evaluation, **options):
+        """An agent that trains such a critic for the problem's policy."""
+        settings = {"discount": self.problem.discount, "ensemble_size": 1, "network": NETWORK}
+        critic = kind(**(settings | options)).for_data(self.data)
+        learning = SETTINGS | {"decay_updates": decay} | (evaluation or {})
+        return analysis.policy_evaluation(critic, self.problem, **learning)
+
+    def train(self, agents, *, updates=UPDATES, every=None, **options):
         started = time.perf_counter()
         curves = analysis.evaluate_policy(
-            critics,
+            agents,
             options.pop("data", self.data),
             options.pop("held_out", self.held_out),
             num_updates=updates,
@@ -88,16 +79,17 @@ class Bench:
             key=self.key,
             **options,
         )
-        print(f"  trained {', '.join(critics)}: {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"  trained {', '.join(agents)}: {time.perf_counter() - started:.0f} s", flush=True)
         return curves
 
-    def z0(self, critic, samples: int = 32):
+    def z0(self, agent, samples: int = 32):
         ratio = jax.random.uniform(self.key, (len(self.held_out), samples))
-        return critic.agent.initial_value(ratio)
+        return agent.critic.initial_value(ratio)
 
     def per_seed(self, states, function: Callable):
         """A function of the field's parameters, for each seed."""
-        return eqx.filter_jit(eqx.filter_vmap(lambda state: function(state.params.field)))(states)
+        fields = states.params.critic.field
+        return eqx.filter_jit(eqx.filter_vmap(function))(fields)
 
     def error(self, value):
         """Of values with trailing axes `ensemble batch noise`, for each seed."""
@@ -238,7 +230,7 @@ def scaling(seeds: int) -> Report:
         )
         for label, (network, members) in others.items():
             flops = members * analysis.network_flops(network, inputs)
-            critic = bench.monolithic(critic=network, ensemble_size=members)
+            critic = bench.monolithic(network=network, ensemble_size=members)
             error = add(f"{label} ({members} members)" if members > 1 else label, critic, flops)
             marker = {"MLP": "s", "residual, as K = 8": "^", "ensemble, as K = 8": "v"}[label]
             report.axes[0].scatter(
@@ -309,7 +301,7 @@ def recovery(seeds: int) -> Report:
             state = bench.train({"flow": critic}, updates=stage - done, states=states)[
                 "flow"
             ].states
-            stages[stage] = state.params.field
+            stages[stage] = state.params.critic.field
         where = (bench.z0(critic), bench.held_out.observation, bench.held_out.action)
         final = stages.pop(6000)
 
@@ -369,21 +361,24 @@ def noise(seeds: int) -> Report:
     return report
 
 
-def few_and_many(critic, state, batch, key):
+def few_and_many(agent, state, batch, key):
     """The error with one z0 and with many."""
-    one = analysis.q_error(critic, state, batch, key, num_noise=1)["error"]
-    return analysis.q_error(critic, state, batch, key) | {"error of one": one}
+    one = analysis.q_error(agent, state, batch, key, num_noise=1)["error"]
+    return analysis.q_error(agent, state, batch, key) | {"error of one": one}
 
 
-def measure(critic, state, batch, key):
+def measure(agent, state, batch, key):
     """The error, and statistics of the penultimate features; a flow's are those at t = 0."""
     where = (batch.observation, batch.action)
-    if isinstance(critic.agent, Floq):
-        z0 = critic.agent.initial_value(jax.random.uniform(key, (len(batch),)))
-        features = analysis.field_features(state.params.field, jnp.zeros_like(z0), z0, *where)
+    critic, params = agent.critic, state.params.critic
+    if isinstance(critic, analysis.DisturbedCritic):
+        critic = critic.critic
+    if isinstance(critic, Flow):
+        z0 = critic.initial_value(jax.random.uniform(key, (len(batch),)))
+        features = analysis.field_features(params.field, jnp.zeros_like(z0), z0, *where)
     else:
-        features = analysis.critic_features(state.params.critic, *where)
-    return analysis.q_error(critic, state, batch, key) | analysis.feature_statistics(features)
+        features = analysis.critic_features(params, *where)
+    return analysis.q_error(agent, state, batch, key) | analysis.feature_statistics(features)
 
 
 def plasticity(seeds: int) -> Report:
@@ -450,8 +445,8 @@ def targets(seeds: int) -> Report:
         reward = hidden @ jax.random.normal(keys[1], (16,)) / 4
         return dataclasses.replace(batch, reward=jnp.clip(reward, -3, 3))
 
-    def against_reward(critic, state, batch, key):
-        value = critic.value(state, batch.observation, batch.action, key=key)
+    def against_reward(agent, state, batch, key):
+        value = analysis.learned_value(agent, state, batch.observation, batch.action, key=key)
         error = jnp.sqrt(jnp.mean((value - batch.reward) ** 2))
         return {"error": error / jnp.std(batch.reward)}
 

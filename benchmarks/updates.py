@@ -14,7 +14,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from floq_eqx.agents import AGENTS
+from floq_eqx.agents import RECIPES
 from floq_eqx.data import Batch
 from floq_eqx.presets import preset
 from floq_eqx.training import train_steps
@@ -23,19 +23,20 @@ SIZE, OBSERVATION, ACTION = 10_000, 37, 5
 
 
 def random_data(key: jax.Array) -> Batch:
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 5)
     return Batch(
         observation=jax.random.normal(keys[0], (SIZE, OBSERVATION)),
         action=jax.random.uniform(keys[1], (SIZE, ACTION), minval=-1),
         reward=-(jax.random.uniform(keys[2], (SIZE,)) < 0.97).astype(jnp.float32),
         mask=jnp.ones(SIZE),
         next_observation=jax.random.normal(keys[3], (SIZE, OBSERVATION)),
+        next_action=jax.random.uniform(keys[4], (SIZE, ACTION), minval=-1),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--agent", choices=AGENTS, default="floq")
+    parser.add_argument("--agent", choices=RECIPES, default="floq")
     parser.add_argument("--preset", choices=("paper", "laptop"), default="paper")
     parser.add_argument("--updates", type=int, default=20, help="updates a call")
     parser.add_argument("--calls", type=int, default=5)

@@ -27,7 +27,9 @@ from .data.episodes import (
     observation_fault,
     one_line,
 )
-from .data.ogbench import dataset_names, finish, make_environment, unfinished
+from .data.files import finish, unfinished
+from .data.names import dataset_names
+from .data.ogbench import make_environment
 
 
 @dataclasses.dataclass(frozen=True)

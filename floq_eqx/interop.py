@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .agents import ActorCritic, Agent, State, floq, fql, ifql, iql, iqn, rebrac, value_flows
-from .data.ogbench import check_file
+from .data.files import check_file
 from .networks import (
     MLP,
     AbstractNetwork,

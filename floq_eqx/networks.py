@@ -187,7 +187,15 @@ def _check_depth(num_layers: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
-    """How to build an [`floq_eqx.networks.MLP`][] once its input and output sizes are known."""
+    """How to build an [`floq_eqx.networks.MLP`][] once its input and output sizes are known.
+
+    **Arguments:**
+
+    - `hidden_sizes`: The widths of the hidden layers.
+    - `layer_norm`: Normalise every hidden layer.
+    - `norm_first`: Normalise before the activation instead of after it.
+    - `output_scale`: The scale of the last layer's initial variance.
+    """
 
     hidden_sizes: tuple[int, ...] = (512, 512, 512, 512)
     layer_norm: bool = False
@@ -212,7 +220,16 @@ class MLPConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResidualConfig:
-    """The same for a [`floq_eqx.networks.ResidualMLP`][]."""
+    """The same for a [`floq_eqx.networks.ResidualMLP`][].
+
+    **Arguments:**
+
+    - `width`: The width of every hidden layer.
+    - `num_blocks`: The number of blocks, with a skip connection around each.
+    - `block_layers`: The number of layers of a block.
+    - `layer_norm`: Normalise every hidden layer.
+    - `norm_first`: Normalise before the activation instead of after it.
+    """
 
     width: int = 512
     num_blocks: int = 8

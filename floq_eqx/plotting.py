@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from ._checks import check_choice
-from .analysis.solvers import SolverComparison
-from .data.ogbench import finish, unfinished
+from .analysis import SolverComparison
+from .data.files import finish, unfinished
 from .training import Run
 
 _LABELS = {"success": "success rate", "returns": "return", "lengths": "length"}
@@ -227,14 +227,14 @@ class _Member:
 
     def settings(self, *, pool_tasks: bool) -> dict[str, Any]:
         """What the members of a group have in common, flat."""
-        kept = {
-            key: value for key, value in self.plain.items() if key not in ("seed", "data", "facts")
-        }
+        apart = ("seed", "data", "facts", "agent")
+        kept = {key: value for key, value in self.plain.items() if key not in apart}
+        kept |= self.plain["agent"]
         if "online" in kept:
             kept["online"] = {k: v for k, v in kept["online"].items() if k != "start"}
         if pool_tasks:
             kept["environment"] = re.sub(r"-task\d+", "", kept["environment"])
-        return dict(_flat(kept))
+        return dict(_flat(kept)) | {"agent": self.run.config.agent_name}
 
     def curve(self, metric: str) -> Curve:
         config = self.run.config
@@ -248,8 +248,7 @@ class _Member:
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, dict):
-            inner = "" if name == "hyperparameters" else f"{prefix}{name}."
-            yield from _flat(value, inner)
+            yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -48,7 +48,7 @@ def small_agent(name, **changes):
     return with_options(shrunk(RECIPES[name]()), changes)
 
 
-def small_pair(critic, policy, **changes):
+def small_pair(critic, policy, /, **changes):
     """The same of a critic and a policy by their kinds, with what it takes to make sense of them.
 
     A policy that never asks the critic has it choose among two actions.
@@ -62,7 +62,7 @@ def small_pair(critic, policy, **changes):
 
 def shrunk(agent):
     """The agent with tiny networks and few samples."""
-    few = dict.fromkeys(("num_noise", "num_steps", "flow_steps"), 2)
+    few = dict.fromkeys(("num_noise", "num_steps", "flow_steps", "max_steps", "action_steps"), 2)
     options = {}
     for part in ("critic", "policy", "selection", "next_selection"):
         module = getattr(agent, part)

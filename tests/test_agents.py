@@ -22,7 +22,6 @@ from floq_eqx.agents import (
     BoundedCritic,
     Categorical,
     Deterministic,
-    Fixed,
     Flow,
     Gaussian,
     Implicit,
@@ -33,6 +32,7 @@ from floq_eqx.agents import (
     Selection,
     Shortcut,
     SoftReturnFlow,
+    State,
     TanhGaussian,
     average,
     floq,
@@ -130,12 +130,15 @@ def actions_of(agent, state, observation, keys):
 
 
 @eqx.filter_jit
-def scores_of(agent, state, observation, action):
-    """The Q by which actions are chosen, of the same random numbers for all of them."""
-    noise = agent.critic.score_noise(1, key=KEY)
-    noise = jax.tree.map(lambda x: jnp.repeat(x, len(action), axis=0), noise)
-    observations = jnp.broadcast_to(observation, (len(action), *observation.shape))
-    return agent.critic.score(state.params.critic, observations, action, noise)
+def scores_of(agent, state, observation, action, keys):
+    """The Q by which actions are chosen on these keys."""
+
+    def score(action, key):
+        _, score_key, _ = jax.random.split(key, 3)
+        noise = agent.critic.score_noise(1, key=score_key)
+        return agent.critic.score(state.params.critic, observation[None], action[None], noise)[0]
+
+    return jax.vmap(score)(action, keys)
 
 
 @eqx.filter_jit
@@ -162,7 +165,8 @@ SWEPT = {
     "sorl": {"policy": "consistency_weight"},
     "rebrac": {"policy": "cloning_weight"},
     "ifql": {"critic": "expectile"},
-} | dict.fromkeys(("sac", "evor", "bc", "bc_flow"), {})
+    **{name: {} for name in ("sac", "evor", "bc", "bc_flow")},
+}
 
 
 def swept(name, value):
@@ -287,6 +291,16 @@ class TestContracts:
         ]
         assert any(changed)
 
+    def test_loss_is_the_critics_and_the_policys(self, name):
+        agent = small(name)
+        state, noise = start(agent)
+        arguments = (state.params, state.targets, Parts(BATCH, BATCH), noise)
+        parts = [] if agent.critic is None else [eqx.filter_jit(agent.critic_loss)(*arguments)]
+        parts.append(eqx.filter_jit(agent.policy_loss)(*arguments))
+        loss, metrics = loss_of(agent, state, noise)
+        assert loss == pytest.approx(sum(float(one) for one, _ in parts), rel=1e-5)
+        assert set(metrics) == {"loss"}.union(*(own for _, own in parts))
+
     def test_sweep_over_a_hyperparameter_is_vmapped(self, name):
         values = jnp.array([0.1, 0.9])
         state, noise = start(small(name))
@@ -354,7 +368,7 @@ class TestContracts:
             selection = {"proposal": proposal} | changes
             agent = small(name, selection=selection, **bounds)
             action = actions_of(agent, state, observation, keys)
-            return float(jnp.mean(scores_of(agent, state, observation, action)))
+            return float(jnp.mean(scores_of(agent, state, observation, action, keys)))
 
         one = q(num_candidates=1)
         hot, warm, best = (q(num_candidates=32, temperature=t) for t in (1e4, 0.05, 0.0))
@@ -428,36 +442,45 @@ PAIRS = [
 ]
 
 
+def made_up(make, low, high):
+    """What `make` makes of a key, of numbers that cost no compilation."""
+    rng = np.random.default_rng(0)
+    shapes = eqx.filter_eval_shape(make, KEY)
+    return jax.tree.map(lambda x: rng.uniform(low, high, x.shape).astype(x.dtype), shapes)
+
+
 @eqx.filter_jit
-def looked_at(agent, state, batch, noise, key):
-    """All that is asked of a pair, in one program: both losses with their gradients in the
-    parameters and in the targets, their sum, and an action.
+def looked_at(agent, params, batch, noise, keys):
+    """All that is asked of a pair, in one program: the critic's loss and the policy's, their
+    gradients in the parameters and in the targets, and actions.
     """
-    both = Parts(batch, batch)
+    both, targets = Parts(batch, batch), agent.slow(params)
 
     def losses(params, targets):
         critic, _ = agent.critic_loss(params, targets, both, noise)
         policy, _ = agent.policy_loss(params, targets, both, noise)
         return jnp.stack([critic, policy])
 
-    values = losses(state.params, state.targets)
-    gradients = jax.jacrev(losses, argnums=(0, 1))(state.params, state.targets)
-    loss, _ = agent.loss(state.params, state.targets, batch, noise)
-    action = jax.vmap(lambda key: agent.act(state, 10 * jnp.ones(3), key=key))(key)
-    return values, gradients, loss, action
+    values, pull_back = jax.vjp(losses, params, targets)
+    gradients = jax.vmap(pull_back)(jnp.eye(2))
+    state = State(params, targets, None, jnp.zeros((), jnp.int32))
+    act = jax.vmap(lambda key: agent.act(state, 10 * jnp.ones(3), key=key))
+    return values, gradients, act(keys)
 
 
 class TestPairs:
     @pytest.mark.parametrize(("critic", "policy"), PAIRS)
     def test_contract(self, critic, policy):
-        agent = small_pair(critic, policy, action_size=2)
+        # Values of made-up networks, which the usual bounds would clip.
+        bounds = {"reward_max": 1.0} if issubclass(CRITICS[critic], BoundedCritic) else {}
+        agent = small_pair(critic, policy, action_size=2, critic=bounds)
+        params = made_up(lambda key: agent.init(3, 2, key=key).params, -1, 1)
+        noise = made_up(lambda key: agent.noise(4, key=key), 0, 1)
         batch = jax.tree.map(lambda x: x[:4], BATCH)
-        state, noise = agent.init(3, 2, key=KEY), agent.noise(4, key=KEY)
         keys = jax.random.split(KEY, 8)
-        found = looked_at(agent, state, batch, noise, keys)
-        values, (gradients, slow), loss, action = found
+        found = looked_at(agent, params, batch, noise, keys)
+        values, (gradients, slow), action = found
         assert np.isfinite(values).all()
-        assert loss == pytest.approx(float(values.sum()), rel=1e-5)
         of_critic, of_policy = (jax.tree.map(lambda x, i=i: x[i], gradients) for i in range(2))
         assert is_zero(of_critic.policy)
         assert is_zero(of_policy.critic)
@@ -467,10 +490,9 @@ class TestPairs:
         assert is_zero(slow)
         assert np.abs(action).max() <= 1
 
-        again = looked_at(agent, state, batch, noise, keys)
-        assert_trees_close(again, found)
+        assert_trees_close(looked_at(agent, params, batch, noise, keys), found)
         broken = dataclasses.replace(batch, reward=batch.reward.at[1].set(jnp.nan))
-        assert np.isnan(looked_at(agent, state, broken, noise, keys)[0][0])
+        assert np.isnan(looked_at(agent, params, broken, noise, keys)[0][0])
 
     @pytest.mark.parametrize(("critic", "policy"), [("flow", "shortcut"), ("quantile", "gaussian")])
     def test_plain_form(self, critic, policy):
@@ -694,11 +716,12 @@ class TestParts:
         assert policys["critic_loss"] != same["critic_loss"]
 
 
-class TestPlain:
-    plain = {"critic": {"kind": "flow"}, "policy": {"kind": "one_step"}}
+PLAIN = {"critic": {"kind": "flow"}, "policy": {"kind": "one_step"}}
 
+
+class TestPlain:
     def test_what_is_absent_keeps_its_default(self):
-        assert eqx.tree_equal(from_plain(self.plain), floq())
+        assert eqx.tree_equal(from_plain(PLAIN), floq())
 
     def test_a_kind_begins_with_its_defaults(self):
         agent = with_options(floq(critic={"num_steps": 3}), {"critic": {"kind": "td"}})
@@ -735,7 +758,7 @@ class TestPlain:
     )
     def test_what_is_no_agent(self, changes, message):
         with pytest.raises(ValueError, match=message):
-            from_plain(self.plain | changes)
+            from_plain(PLAIN | changes)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -759,13 +782,13 @@ class TestPlain:
     )
     def test_what_is_no_critic(self, options, message):
         with pytest.raises(ValueError, match=message):
-            from_plain(self.plain | {"critic": {"kind": "flow"} | options})
+            from_plain(PLAIN | {"critic": {"kind": "flow"} | options})
         with pytest.raises(ValueError, match=message):
             floq(critic=options)
 
     def test_parts_that_must_be_there(self):
         for part in ("critic", "policy"):
-            plain = {key: value for key, value in self.plain.items() if key != part}
+            plain = {key: value for key, value in PLAIN.items() if key != part}
             with pytest.raises(ValueError, match=f"An agent needs a {part}"):
                 from_plain(plain)
 
@@ -929,7 +952,7 @@ class TestFloq:
         with pytest.raises(ValueError, match="Unknown adjoint 'forwardmode'"):
             plain(diffrax.ForwardMode())
         with pytest.raises(ValueError, match=r"'direct'.*directadjoint"):
-            from_plain(TestPlain.plain | {"critic": {"kind": "flow", "adjoint": "direct"}})
+            from_plain(PLAIN | {"critic": {"kind": "flow", "adjoint": "direct"}})
 
     def test_best_of_candidates(self):
         agent, one = small("floq", selection={"num_candidates": 64}), small("floq")

@@ -13,13 +13,19 @@ import pytest
 from jaxtyping import Array, Float
 
 from floq_eqx import analysis
-from floq_eqx.agents import FQL, IQN, Floq
+from floq_eqx.agents import TD, Flow, Quantile
 from floq_eqx.analysis import SolverConfiguration, SolverRow
-from floq_eqx.critics import Critic, member_quantiles, member_values
 from floq_eqx.data import Batch
 from floq_eqx.embeddings import Cosine, HLGauss
+from floq_eqx.modules import (
+    AbstractValueVelocity,
+    ActionValue,
+    ValueVelocity,
+    member_quantiles,
+    member_values,
+    member_velocities,
+)
 from floq_eqx.networks import MLPConfig, ResidualConfig, ensemble
-from floq_eqx.velocity import AbstractValueVelocity, ValueVelocity, member_velocities
 
 KEY = jax.random.key(0)
 TINY = MLPConfig((8,), layer_norm=True)
@@ -429,7 +435,7 @@ def test_feature_statistics():
 def test_features_are_what_the_last_layer_sees():
     batch = transitions()
     size = batch.observation.shape[1] + batch.action.shape[1]
-    members = ensemble(lambda key: Critic(TINY.build(size, 1, key=key)), 2, key=KEY)
+    members = ensemble(lambda key: ActionValue(TINY.build(size, 1, key=key)), 2, key=KEY)
     features = analysis.critic_features(members, batch.observation, batch.action)
     last = analysis.first_member(members).network.output
     value = features @ last.weight[0] + last.bias
@@ -473,15 +479,13 @@ WALK = PROBLEMS["random_walk"]
 DATA = WALK.data(200, key=KEY)
 
 
-def critic(kind="fql", **options):
-    if kind == "fql":
-        agent = FQL(discount=WALK.discount, critic=TINY, actor=TINY, ensemble_size=1)
+def critic(kind="td", **options):
+    shared = {"discount": WALK.discount, "network": TINY}
+    if kind == "td":
+        made = TD(ensemble_size=1, **shared)
     else:
-        agent = Floq(
-            discount=WALK.discount, extraction="integral", field=TINY, actor=TINY, num_noise=2,
-            num_steps=2,
-        )  # fmt: skip
-    return analysis.PolicyEvaluation(agent.for_data(DATA), WALK, **options)
+        made = Flow(distil=False, num_noise=2, num_steps=2, **shared)
+    return analysis.policy_evaluation(made.for_data(DATA), WALK, **options)
 
 
 def evaluate(critics, **options):
@@ -496,19 +500,19 @@ def same(a, b):
 
 
 def test_a_quantile_critic_is_evaluated_by_the_mean_of_its_levels():
-    agent = IQN(discount=WALK.discount, critic=TINY, actor=TINY, num_noise=2).for_data(DATA)
-    walk = analysis.PolicyEvaluation(agent, WALK)
+    made = Quantile(discount=WALK.discount, network=TINY, num_noise=2)
+    walk = analysis.policy_evaluation(made, WALK)
     curve = evaluate({"iqn": walk})["iqn"]
     assert np.isfinite(curve.held_out["error"]).all()
     state = walk.init(WALK.observation_size, 1, key=KEY)
     few = DATA.observation[:16], DATA.action[:16]
-    value = walk.value(state, *few, key=KEY, num_noise=4096)
+    value = analysis.learned_value(walk, state, *few, key=KEY, num_noise=4096)
     levels = jnp.broadcast_to(jnp.linspace(0.001, 0.999, 256), (16, 256))
     exact = member_quantiles(state.params.critic, *few, levels)
     np.testing.assert_allclose(value, exact.mean(axis=(0, 2)), atol=0.1)
 
 
-@pytest.mark.parametrize("kind", ["fql", "floq"])
+@pytest.mark.parametrize("kind", ["td", "flow"])
 def test_curves_of_equal_critics_are_equal_and_continue_bitwise(kind):
     curves = evaluate({"a": critic(kind), "b": critic(kind)})
     assert same(curves["a"].states, curves["b"].states)
@@ -540,27 +544,24 @@ def test_error_of_a_known_critic():
 
 
 def test_monolithic_critic_learns_the_exact_q():
-    walk = critic()
-    agent = FQL(
-        discount=WALK.discount, critic=MLPConfig((64, 64), layer_norm=True), actor=TINY,
-        learning_rate=3e-3, target_rate=0.05, ensemble_size=1,
-    )  # fmt: skip
+    network = MLPConfig((64, 64), layer_norm=True)
+    made = TD(discount=WALK.discount, network=network, ensemble_size=1)
     data = WALK.data(4000, key=KEY)
-    walk = analysis.PolicyEvaluation(agent.for_data(data), WALK)
+    walk = analysis.policy_evaluation(made, WALK, learning_rate=3e-3, target_rate=0.05)
     curves = analysis.evaluate_policy(
         {"mlp": walk}, data, DATA, num_updates=1500, every=1500, num_seeds=1, key=KEY
     )
     assert curves["mlp"].held_out["error"][0, -1] < 0.35 < curves["mlp"].held_out["error"][0, 0]
 
 
-@pytest.mark.parametrize("kind", ["fql", "floq"])
+@pytest.mark.parametrize("kind", ["td", "flow"])
 def test_frozen_features_stay_and_the_last_layer_moves(kind):
     frozen = critic(kind, frozen_features=True)
     init = eqx.filter_vmap(lambda key: frozen.init(WALK.observation_size, 1, key=key))
     start = init(jax.random.split(KEY, 2))
     end = evaluate({"a": frozen}, states={"a": start})["a"].states
     before, after = (
-        (s.params.critic if kind == "fql" else s.params.field).network for s in (start, end)
+        (s.params.critic if kind == "td" else s.params.critic.field).network for s in (start, end)
     )
     assert same(before.hidden, after.hidden)
     assert not np.array_equal(before.output.weight, after.output.weight)
@@ -578,9 +579,8 @@ def test_target_noise_is_in_the_targets():
 
 
 def test_policy_evaluation_refuses_what_cannot_be():
-    other = FQL(discount=0.5, critic=TINY, actor=TINY).for_data(DATA)
     with pytest.raises(ValueError, match=r"discount of 0\.5, the problem one of 0\.97"):
-        analysis.PolicyEvaluation(other, WALK)
+        analysis.policy_evaluation(TD(discount=0.5, network=TINY), WALK)
     with pytest.raises(ValueError, match="target_noise"):
         critic(target_noise=-1.0)
     with pytest.raises(ValueError, match="must divide"):

@@ -9,11 +9,20 @@ import numpy as np
 import optax
 import pytest
 
-from floq_eqx.actors import GaussianActor
-from floq_eqx.agents import BC, IFQL, IQL, IQN, BCFlow, ReBRAC, best_of
-from floq_eqx.critics import member_quantiles, member_values
+from floq_eqx.agents import (
+    Parts,
+    Quantile,
+    bc,
+    bc_flow,
+    ifql,
+    iql,
+    iqn,
+    rebrac,
+    with_options,
+)
 from floq_eqx.data import Batch
 from floq_eqx.losses import expectile_loss, quantile_loss
+from floq_eqx.modules import GaussianActor, member_quantiles, member_values
 from floq_eqx.networks import MLPConfig
 from floq_eqx.training import train_steps
 
@@ -118,14 +127,19 @@ def test_bc_learns_the_mean_and_its_flow_the_actions():
     function = jnp.stack([jnp.sin(data.observation[:, 0]), 0 * data.observation[:, 0]], axis=1)
     data = dataclasses.replace(data, action=0.5 * function)
     for agent in (
-        BC(actor=MLPConfig((64,)), learning_rate=3e-3, action_size=2),
-        BCFlow(actor=MLPConfig((64,)), learning_rate=3e-3, action_size=2),
+        bc(policy={"network": MLPConfig((64,))}, learning_rate=3e-3, action_size=2),
+        bc_flow(policy={"network": MLPConfig((64,))}, learning_rate=3e-3, action_size=2),
     ):
         state = agent.init(3, 2, key=KEY)
         state, _ = train_steps(agent, state, data, num_updates=1500, batch_size=64, key=KEY)
         act = jax.vmap(lambda o, key, a=agent, s=state: a.act(s, o, key=key))
         actions = act(data.observation, jax.random.split(KEY, len(data)))
-        assert float(jnp.mean((actions - data.action) ** 2)) < 0.01, type(agent).__name__
+        assert float(jnp.mean((actions - data.action) ** 2)) < 0.01, agent.name
+
+
+def small_iql(**policy):
+    policy = {"network": SMALL} | policy
+    return iql(critic={"network": SMALL}, policy=policy, action_size=2)
 
 
 class TestIql:
@@ -133,57 +147,89 @@ class TestIql:
         """Q is the reward; V at expectile 0.5 its mean over the actions of one observation."""
         data = transitions(observation=jnp.zeros((64, 3)))
         data = dataclasses.replace(data, reward=data.action[:, 0])
-        agent = IQL(
-            expectile=0.5, critic=MLPConfig((64,), layer_norm=True), actor=SMALL,
-            learning_rate=3e-3, target_rate=0.05, action_size=2,
+        agent = iql(
+            critic={"expectile": 0.5, "network": MLPConfig((64,), layer_norm=True)},
+            policy={"network": SMALL}, learning_rate=3e-3, target_rate=0.05, action_size=2,
         )  # fmt: skip
         state = agent.init(3, 2, key=KEY)
         state, _ = train_steps(agent, state, data, num_updates=1500, batch_size=64, key=KEY)
-        values = state.params.values
-        q = member_values(values.critic, data.observation, data.action)
+        values = state.params.critic
+        q = member_values(values.q, data.observation, data.action)
         np.testing.assert_allclose(q[0], data.reward, atol=0.15)
-        v = values.value(jnp.zeros(3))
+        v = values.v(jnp.zeros(3))
         np.testing.assert_allclose(v, data.reward.mean(), atol=0.1)
 
+    def policy_loss(self, agent, params, data):
+        noise = agent.noise(len(data), key=KEY)
+        return agent.policy_loss(params, agent.slow(params), Parts(data, data), noise)[0]
+
     def test_weights_of_the_better_actions(self):
-        agent = IQL(critic=SMALL, actor=SMALL, alpha=2.0, action_size=2)
-        state, data = agent.init(3, 2, key=KEY), transitions()
-        params = state.params
-        q = jnp.min(member_values(params.values.critic, data.observation, data.action), axis=0)
-        v = jax.vmap(params.values.value)(data.observation)
+        agent = small_iql(inverse_temperature=2.0)
+        params, data = agent.init(3, 2, key=KEY).params, transitions()
+        q = jnp.min(member_values(params.critic.q, data.observation, data.action), axis=0)
+        v = jax.vmap(params.critic.v)(data.observation)
         weight = jnp.minimum(jnp.exp(2 * (q - v)), 100)
-        log_prob = jax.vmap(params.actor.log_prob)(data.observation, data.action)
-        loss, _ = agent.actor_loss(params, data)
+        log_prob = jax.vmap(params.policy.log_prob)(data.observation, data.action)
+        loss = self.policy_loss(agent, params, data)
+        np.testing.assert_allclose(loss, -jnp.mean(weight * log_prob), rtol=1e-5)
+
+    def test_without_a_learned_v_it_is_q_at_the_mean(self):
+        agent = with_options(small_iql(), {"critic": {"kind": "td", "network": SMALL}})
+        params, data = agent.init(3, 2, key=KEY).params, transitions()
+        mean = jnp.clip(jax.vmap(params.policy)(data.observation), -1, 1)
+        q, v = (
+            jnp.mean(member_values(params.critic, data.observation, a), axis=0)
+            for a in (data.action, mean)
+        )
+        weight = jnp.minimum(jnp.exp(10 * (q - v)), 100)
+        log_prob = jax.vmap(params.policy.log_prob)(data.observation, data.action)
+        loss = self.policy_loss(agent, params, data)
         np.testing.assert_allclose(loss, -jnp.mean(weight * log_prob), rtol=1e-5)
 
     @pytest.mark.parametrize("extraction", ["awr", "ddpgbc"])
     def test_the_policy_leaves_the_values_alone(self, extraction):
-        agent = IQL(critic=SMALL, actor=SMALL, extraction=extraction, action_size=2)
-        state, data = agent.init(3, 2, key=KEY), transitions()
-        gradient = eqx.filter_grad(lambda p: agent.actor_loss(p, data)[0])(state.params)
-        assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient.values))
-        assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient.actor))
+        agent = small_iql(extraction=extraction)
+        params, data = agent.init(3, 2, key=KEY).params, transitions()
+        gradient = eqx.filter_grad(lambda p: self.policy_loss(agent, p, data))(params)
+        assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient.critic))
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient.policy))
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"extraction": "awr", "cloning_weight": 1.0},
+            {"extraction": "ddpgbc", "inverse_temperature": 1.0},
+        ],
+    )
+    def test_the_weight_of_the_other_extraction_is_refused(self, options):
+        with pytest.raises(ValueError, match="means nothing with extraction"):
+            small_iql(**options)
 
 
 def test_ifql_takes_the_best_of_its_flows_actions():
-    agent = IFQL(critic=SMALL, actor=SMALL, flow_steps=2, num_candidates=64, action_size=2)
-    one = dataclasses.replace(agent, num_candidates=1)
+    policy = {"network": SMALL, "flow_steps": 2}
+    agent = ifql(
+        critic={"network": SMALL}, policy=policy, selection={"num_candidates": 64}, action_size=2
+    )
+    one = bc_flow(policy=policy, action_size=2)
     state = agent.init(3, 2, key=KEY)
 
     def values(agent):
         def value(key):
             action = agent.act(state, jnp.ones(3), key=key)
-            critic = state.params.values.critic
+            critic = state.params.critic.q
             return member_values(critic, jnp.ones((1, 3)), action[None]).min()
 
         return np.asarray(jax.vmap(value)(jax.random.split(KEY, 50)))
 
     assert values(agent).min() > np.median(values(one))
-    assert np.array_equal(best_of(jnp.eye(3), jnp.array([0.0, 2.0, 1.0])), [0, 1, 0])
 
 
 class TestRebrac:
-    agent = ReBRAC(critic=SMALL, actor=SMALL, actor_every=3, target_rate=0.5, action_size=2)
+    agent = rebrac(
+        critic={"network": SMALL}, policy={"network": SMALL}, policy_every=3, target_rate=0.5,
+        action_size=2,
+    )  # fmt: skip
 
     def test_actor_and_targets_wait(self):
         data = transitions(mask=jnp.ones(64))
@@ -198,22 +244,31 @@ class TestRebrac:
             state = new
 
     def test_target_is_penalised_and_blurred_within_limits(self):
-        agent = dataclasses.replace(self.agent, alpha_critic=2.0, actor_noise=10.0)
+        agent = with_options(self.agent, {"policy": {"next_penalty": 2.0, "blur": 10.0}})
         data = transitions(mask=jnp.ones(64))
         state = agent.init(3, 2, key=KEY)
         noise = agent.noise(64, key=KEY)
-        mean = jax.vmap(state.targets.actor)(data.next_observation)
-        action = jnp.clip(mean + jnp.clip(10 * noise.target_policy, -0.5, 0.5), -1, 1)
+        mean = jax.vmap(state.targets.policy)(data.next_observation)
+        action = jnp.clip(mean + jnp.clip(10 * noise.action, -0.5, 0.5), -1, 1)
         q = member_values(state.targets.critic, data.next_observation, action).min(axis=0)
         target = data.reward + 0.99 * (q - 2 * jnp.sum(action**2, axis=1))
         value = member_values(state.params.critic, data.observation, data.action)
-        loss, _ = agent.critic_loss(state.params, state.targets, data, noise)
+        both = Parts(data, data)
+        loss, _ = agent.critic_loss(state.params, state.targets, both, noise)
         np.testing.assert_allclose(loss, jnp.mean((value - target[None]) ** 2), rtol=1e-5)
 
     def test_needs_next_actions(self):
+        assert self.agent.uses_next_action
         state, noise = self.agent.init(3, 2, key=KEY), self.agent.noise(64, key=KEY)
         with pytest.raises(ValueError, match="with_next_action=True"):
             self.agent.update(state, transitions(next_action=None), noise)
+
+    def test_needs_none_where_the_critic_asks_for_none(self):
+        agent = with_options(self.agent, {"critic": {"kind": "implicit", "network": SMALL}})
+        assert not agent.uses_next_action
+        state, noise = agent.init(3, 2, key=KEY), agent.noise(64, key=KEY)
+        _, metrics = agent.update(state, transitions(next_action=None), noise)
+        assert np.isfinite(metrics["loss"])
 
 
 def test_iqn_learns_the_quantiles_of_a_known_return():
@@ -225,10 +280,13 @@ def test_iqn_learns_the_quantiles_of_a_known_return():
         action=jnp.zeros((size, 2)),
         reward=jax.random.uniform(KEY, (size,)),
     )
-    agent = IQN(
-        loss_kind="huber", huber_threshold=0.01, critic=MLPConfig((32,), layer_norm=True),
-        actor=SMALL, flow_steps=1, num_noise=4, num_terms=8, learning_rate=3e-3, action_size=2,
-        ensemble_size=1, decay_updates=2000,
+    critic = Quantile(
+        loss_kind="huber", huber_threshold=0.01, num_noise=4, num_terms=8, ensemble_size=1,
+        network=MLPConfig((32,), layer_norm=True),
+    )  # fmt: skip
+    agent = iqn(
+        critic=critic, policy={"network": SMALL, "flow_steps": 1}, learning_rate=3e-3,
+        action_size=2, decay_updates=2000,
     )  # fmt: skip
     state = agent.init(3, 2, key=KEY)
     state, metrics = train_steps(agent, state, data, num_updates=2000, batch_size=64, key=KEY)

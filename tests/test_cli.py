@@ -14,24 +14,36 @@ import sys
 import termios
 
 import diffrax
+import jax
 import pytest
 
 from floq_eqx import analysis, cli
-from floq_eqx.agents import AGENTS
+from floq_eqx.agents import (
+    RECIPES,
+    TD,
+    BehaviouralFlow,
+    Deterministic,
+    Flow,
+    Gaussian,
+    OneStep,
+    Selection,
+    Shortcut,
+    SoftReturnFlow,
+)
 from floq_eqx.analysis import solver_study
 from floq_eqx.evaluation import record
 from floq_eqx.networks import MLPConfig, ResidualConfig
 from floq_eqx.presets import published
-from floq_eqx.training import Run
+from floq_eqx.training import Run, TrainConfig
 
-from .runs import CUBE
+from .runs import CUBE, FACTS, small_agent
 
 SMALL = [
     *("--num-updates", "10", "--batch-size", "8", "--log-every", "5", "--evaluate-every", "10"),
     *("--evaluation-episodes", "1", "--checkpoint-every", "5", "--flow-steps", "2"),
-    *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8"),
+    *("--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"),
 ]
-FLOQ = ["--num-noise", "2", "--num-steps", "2", "--field.hidden-sizes", "8"]
+FLOQ = ["--num-noise", "2", "--num-steps", "2", "--critic.distilled-network.hidden-sizes", "8"]
 
 
 @pytest.fixture(scope="module", params=["floq", "fql"])
@@ -71,38 +83,66 @@ def test_without_a_command(capsys):
     assert (status, out.split()[0]) == (2, "usage:")
 
 
-@pytest.mark.parametrize("words", [["train"], ["evaluate"], ["collect"], ["plot"]])
-def test_help_of_a_command(capsys, words):
-    status, out, _ = floq(capsys, *words, "--help")
-    assert status == 0
-    assert f"usage: floq {words[0]}" in out
-    assert "](" not in out
-    assert "][" not in out
+@pytest.fixture
+def told(capsys, monkeypatch):
+    """The lines of a help, and its text; every option says what it is, without Markdown."""
+    monkeypatch.setenv("COLUMNS", "120")  # one column, in which the names of all agents fit
+
+    def read(*words):
+        status, out, err = floq(capsys, *words, "--help")
+        assert (status, err) == (0, "")
+        text = " ".join(re.sub("[│╭╮╰╯─]|-{9,}", " ", out).split())
+        options = re.split(r"(?<!,) (?=--[\w.-]+,? )", text)[1:]
+        assert len(options) > 2
+        assert not [o for o in options if not re.search(r"\. \((default: |required)", o)]
+        assert not [mark for mark in ("`", "**", "](", "][", "Raises") if mark in text]
+        return out, text
+
+    return read
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command(told, command):
+    assert f"usage: floq {command}" in told(command)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "groups"),
+    [
+        (
+            "train",
+            "run data learning online critic critic.network critic.distilled-network policy "
+            "policy.network selection next-selection",
+        ),
+        (
+            "train --agent iql",
+            "run data learning online critic critic.network policy policy.network selection",
+        ),
+        ("train --agent bc", "run data learning online policy policy.network"),
+        ("evaluate", "selection critic"),
+    ],
+)
+def test_help_in_groups(told, words, groups):
+    found = re.findall(r"^\W*([\w.-]+) options\b", told(*words.split())[0], re.MULTILINE)
+    assert found == groups.split()
 
 
 @pytest.mark.parametrize(
     ("preset", "agent"),
     [
-        *(("laptop", agent) for agent in AGENTS),
+        *(("laptop", agent) for agent in RECIPES),
         *(("paper", "floq"), ("paper", "fql"), ("paper-best", "floq"), ("paper-online", "floq")),
     ],
 )
-def test_help_of_train_shows_the_choice(capsys, monkeypatch, agent, preset):
-    monkeypatch.setenv("COLUMNS", "200")  # the names of all agents take more than 80
-    status, out, _ = floq(capsys, "train", "--help", "--agent", agent, f"--preset={preset}")
-    assert status == 0
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
-    assert f"--agent {{{','.join(AGENTS)}}}" in text
+def test_help_of_train_shows_the_choice(told, agent, preset):
+    _, text = told("train", "--agent", agent, f"--preset={preset}")
+    assert f"--agent {{{','.join(RECIPES)}}}" in text
     assert f"(default: {agent})" in text
     assert "--preset {laptop,paper,paper-best,paper-online}" in text
     assert f"(default: {preset})" in text
     assert "--env STR The single-task OGBench name or, to learn online, a Gymnasium id" in text
     assert f"(default: {CUBE})" in text
     assert "--batch-size INT Transitions in an update. (default: 256)" in text
-    # Every option says what it is; those of a network have names that do.
-    bare = re.findall(r"(--[\w-]+(?:, --[\w-]+)? (?:\S+ )?)\(default", text)
-    assert not [option for option in bare if "." not in option]
-    assert "`" not in text.split("field options")[0].split("critic options")[0]
 
 
 def test_as_a_module():
@@ -124,12 +164,31 @@ def test_as_a_module():
         (["train", "--preset", "papr"], "Unknown preset 'papr'; did you mean paper"),
         (["train", "--preset", "paper", "--agent", "bc"], "agent of the papers' cube-single 'bc'"),
         (["train", "--preset", "paper-online", "--agent", "fql"], "cube-single online 'fql'"),
-        (["train", "--critic.kind", "resnet"], "Unknown kind of network 'resnet'; did you mean"),
+        (
+            ["train", "--critic.network.kind", "resnet"],
+            "Unknown kind of network 'resnet'; did you mean",
+        ),
         (["train", "--env", "cube-singel-play-v0"], "Did you mean cube-single-play-v0"),
         (["train", "--env", "cube-single-play-v0"], "cube-single-play-singletask-task1-v0"),
         (
             ["train", "--preset", "paper", "--env", "pointmaze-medium-navigate-singletask-v0"],
             "Unknown environment of the papers 'pointmaze-medium'",
+        ),
+        (["train", "--critic", "flo"], "Unknown critic 'flo'; did you mean flow"),
+        (["train", "--policy", "onestep"], "Unknown policy 'onestep'; did you mean one_step?"),
+        (["train", "--agent", "iql", "--policy", "one_step"], "were asked for: leave --agent out."),
+        (["train", "--agent", "floq", "--critic", "td"], "the critic flow and the policy one_step"),
+        (["train", "--critic", "none"], "OneStep raises a value, and there is no critic"),
+        (["train", "--policy", "gaussian", "--preset", "paper"], "report nothing of Flow x Gauss"),
+        (["train", "--policy", "gaussian", "--cloning-weight", "3"], "with extraction = 'awr'"),
+        (["train", "--policy", "gaussian", "--selection.proposal", "behaviour"], "has no clone of"),
+        (
+            ["train", "--network.hidden-sizes", "8"],
+            "could be --critic.network.hidden-sizes and --policy.network.hidden-sizes: name",
+        ),
+        (
+            ["train", "--num-candidates", "8"],
+            "--next-selection.num-candidates and --selection.num-candidates",
         ),
         (["train", "--discount", "1.0"], "discount must be in [0, 1), got 1.0."),
         (["train", "--discount", "-0.5"], "discount must be in [0, 1), got -0.5."),
@@ -139,7 +198,7 @@ def test_as_a_module():
         (["train", "--num-steps", "-1"], "num_steps must be a whole number of at least 1, got -1"),
         (["train", "--ensemble-size", "0"], "ensemble_size must be"),
         (["train", "--num-bins", "-2"], "-2"),
-        (["train", "--actor.hidden-sizes", "0"], "0"),
+        (["train", "--policy.network.hidden-sizes", "0"], "0"),
         (["train", "--log-every", "7"], "evaluate_every must be a multiple of log_every = 7"),
         (["train", "--seed", "-1"], "seed must be in [0, 2**31), got -1"),
         (["train", "--data", "/nonexistent/x.npz"], "/nonexistent/x.npz"),
@@ -169,13 +228,16 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, message):
     ("words", "message"),
     [
         (["train", "--agent"], "--agent"),
-        (["train", "--critic.kind"], "--critic.kind"),
+        (["train", "--critic.network.kind"], "--critic.network.kind"),
         (["train", "--num-update", "4"], "--num-updates"),
         (["train", "--num-updates", "many"], "many"),
         (["train", "--agent", "fql", "--num-noise", "4"], "--num-noise"),
-        (["train", "--agent", "bc", "--critic.kind", "residual"], "--critic.kind"),
-        (["train", "--critic.kind", "residual", "--critic.hidden-sizes", "8"], "hidden-sizes"),
-        (["train", "--critic.width", "8"], "--critic.width"),
+        (["train", "--agent", "bc", "--critic.network.kind", "residual"], "--critic.network.kind"),
+        (
+            ["train", "--critic.network.kind", "residual", "--critic.network.hidden-sizes", "8"],
+            "hidden-sizes",
+        ),
+        (["train", "--critic.network.width", "8"], "--critic.network.width"),
         (["train", "--solver", "eular"], "euler"),
         (["evaluate"], "STR"),
         (["evaluate", "x", "--checkpiont", "3"], "--checkpoint"),
@@ -203,7 +265,7 @@ def test_errors_of_the_machine(capsys, monkeypatch, error, line):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(cli, "train", fail)
+    monkeypatch.setattr("floq_eqx.cli.train.train", fail)
     status, _, err = floq(capsys, "train", "--out", "/nonexistent")
     assert (status, err) == (1, f"floq: error: {line}\n")
 
@@ -212,8 +274,8 @@ def test_interrupted(capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", interrupt)
-    monkeypatch.setattr(cli, "Run", interrupt)
+    monkeypatch.setattr("floq_eqx.cli.train.train", interrupt)
+    monkeypatch.setattr("floq_eqx.cli.evaluate.Run", interrupt)
     status, _, err = floq(capsys, "train")
     assert (status, err) == (130, "floq: interrupted\n")
     status, _, err = floq(capsys, "evaluate", "x")
@@ -231,7 +293,7 @@ def test_train(run, capsys):
     }
     config = Run(folder).config
     assert (config.num_updates, config.agent_name) == (10, folder.name)
-    assert config.agent.critic.hidden_sizes == (8,)
+    assert config.agent.critic.network.hidden_sizes == (8,)
     status, _, err = floq(capsys, "train", *words)
     assert status == 1
     assert "already holds a run, which is never overwritten" in err
@@ -241,7 +303,7 @@ def test_train(run, capsys):
     assert out.endswith(published(folder.name, CUBE) + "\n")
     status, _, err = floq(capsys, "train", *words, "--resume", "--alpha", "3")
     assert status == 1
-    assert "Different: alpha: 300.0 before, 3.0 now." in err
+    assert "Different: policy.alpha: 300.0 before, 3.0 now." in err
 
 
 def test_where_a_run_goes(capsys, monkeypatch, tmp_path):
@@ -251,55 +313,178 @@ def test_where_a_run_goes(capsys, monkeypatch, tmp_path):
         seen.append((config, folder))
         raise ValueError("enough")
 
-    monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr("floq_eqx.cli.train.train", train)
     floq(capsys, "train", "--adjoint", "directadjoint")
-    assert type(seen.pop()[0].agent.adjoint).__name__ == "DirectAdjoint"
+    assert type(seen.pop()[0].agent.critic.adjoint).__name__ == "DirectAdjoint"
     floq(capsys, "train", "--agent=fql", "--seed", "3", "--alpha", "7", "--normalise-q")
     config, folder = seen[0]
+    policy = config.agent.policy
     assert str(folder) == "runs/cube-single-play-singletask-task1-fql-laptop-seed3"
-    assert (config.seed, config.agent.alpha, config.agent.normalise_q) == (3, 7.0, True)
+    assert (config.seed, policy.alpha, policy.normalise_q) == (3, 7.0, True)
     env = "scene-play-singletask-task2-v0"
     floq(capsys, "train", "--preset", "paper", "--env", env, "--solver", "heun")
     config, folder = seen[1]
     assert str(folder) == "runs/scene-play-singletask-task2-floq-paper-seed0"
     assert (config.environment, config.num_updates) == (env, 2_000_000)
-    assert type(config.agent.solver).__name__ == "Heun"
+    assert type(config.agent.critic.solver).__name__ == "Heun"
     env = "antmaze-giant-navigate-singletask-v0"
     floq(capsys, "train", "--preset=paper-best", "--env", env)
     config, folder = seen[2]
     assert str(folder) == "runs/antmaze-giant-navigate-singletask-floq-paper-best-seed0"
-    assert (config.agent.num_steps, config.batch_size) == (4, 512)
+    assert (config.agent.critic.num_steps, config.batch_size) == (4, 512)
+
+
+@pytest.fixture
+def asked(capsys, monkeypatch):
+    """The configuration and the folder that the words come to, without training."""
+    seen = []
+
+    def train(config, folder, **kwargs):
+        seen.append((config, folder))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("floq_eqx.cli.train.train", train)
+
+    def ask(*words):
+        assert floq(capsys, "train", *words) == (1, seen_line(), "floq: error: enough\n")
+        return seen.pop()
+
+    def seen_line():
+        config, folder = seen[-1]
+        return f"training {config.agent_name} on {config.environment} in {folder}\n"
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("words", "critic", "policy", "name"),
+    [
+        ("--critic flow --policy gaussian", Flow, Gaussian, "flow-gaussian"),
+        # One part of floq is exchanged.
+        ("--critic td", TD, OneStep, "fql"),
+        ("--critic=soft_return_flow", SoftReturnFlow, OneStep, "soft_return_flow-one_step"),
+        ("--policy shortcut", Flow, Shortcut, "flow-shortcut"),
+        ("--policy behavioural_flow", Flow, BehaviouralFlow, "flow-behavioural_flow"),
+        ("--agent rebrac --policy deterministic", TD, Deterministic, "rebrac"),
+        ("--critic none --policy behavioural_flow", type(None), BehaviouralFlow, "bc_flow"),
+    ],
+)
+def test_critics_and_policies_by_their_names(asked, words, critic, policy, name):
+    config, folder = asked(*words.split())
+    agent = config.agent
+    assert (type(agent.critic), type(agent.policy), config.agent_name) == (critic, policy, name)
+    assert str(folder) == f"runs/cube-single-play-singletask-task1-{name}-laptop-seed0"
+    # What only clones has the critic choose among its actions.
+    clones = agent.critic is not None and not agent.policy.uses_value
+    assert agent.selection == Selection(16 if clones else 1)
+    assert agent.policy.network.hidden_sizes == (256, 256)
+
+
+def test_options_of_the_parts(asked):
+    words = ["--critic", "flow", "--policy", "gaussian", "--policy.extraction", "ddpgbc"]
+    agent = asked(*words, "--cloning-weight", "3", "--no-distil")[0].agent
+    assert agent.policy.extraction == "ddpgbc"
+    assert agent.policy.cloning_weight == 3
+    assert not agent.critic.distil
+    words = ["--selection.num-candidates", "16", "--selection.proposal", "behaviour"]
+    agent = asked(*words)[0].agent
+    assert agent.selection == Selection(16, proposal="behaviour")
+    assert agent.next_selection == Selection()
+    config, _ = asked("--num-steps", "16", "--policy.network.hidden-sizes", "8", "4")
+    assert (config.agent.critic.num_steps, config.online) == (16, None)
+    assert config.agent.policy.network.hidden_sizes == (8, 4)
+    assert config.agent.critic.network.hidden_sizes == (128, 128)
+    # Without another part of such an option, the bare name will do.
+    agent = asked("--agent", "ifql", "--num_candidates=5")[0].agent
+    assert agent.selection.num_candidates == 5
+    agent = asked("--agent", "bc", "--network.kind", "residual", "--network.width", "8")[0].agent
+    assert agent.policy.network == ResidualConfig(width=8)
+
+
+def test_a_run_of_no_name(capsys, data, tmp_path):
+    folder = tmp_path / "run"
+    words = ["--critic", "flow", "--policy", "gaussian", "--policy.extraction", "ddpgbc", *FLOQ]
+    words += [word for word in SMALL if word not in ("--flow-steps", "2")]
+    words += ["--data", str(data), "--out", str(folder)]
+    status, out, err = floq(capsys, "train", *words)
+    assert (status, err) == (0, "")
+    assert out.startswith("training flow-gaussian on")
+    plain = json.loads((folder / "config.json").read_text())["agent"]
+    assert (plain["critic"]["kind"], plain["policy"]["kind"]) == ("flow", "gaussian")
+    status, out, _ = floq(capsys, "train", *words, "--resume")
+    assert (status, "finished before: update 10 of 10" in out) == (0, True)
+    status, out, _ = floq(capsys, "plot", str(folder), "--out", str(tmp_path / "x.png"))
+    assert (status, "| flow-gaussian, seed 0 | 10 |" in out) == (0, True)
+
+
+def test_resuming_with_another_part(run, capsys):
+    folder, _ = run
+    words = ["train", "--resume", "--out", str(folder)]
+    for other, name in [
+        (["--critic", "quantile"], "iqn"),
+        (["--policy", "shortcut"], "flow-shortcut"),
+        (["--agent", "iql"], "iql"),
+    ]:
+        status, _, err = floq(capsys, *words, *other)
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"is of {folder.name}, and {name} was given: leave --agent, --critic and" in err
+
+
+def test_a_run_of_version_0_1(run, capsys, tmp_path):
+    plain = json.loads((run[0] / "config.json").read_text())
+    plain |= {"agent": "floq", "hyperparameters": {"alpha": 3.0}}
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    for words in (["train", "--resume", "--out"], ["evaluate"], ["plot"], ["finetune"]):
+        status, _, err = floq(capsys, *words, str(tmp_path))
+        assert (status, err.count("\n")) == (1, 1)
+        assert "This is a configuration of floq_eqx 0.1" in err
 
 
 def test_a_residual_critic(capsys, monkeypatch, data, tmp_path):
     """The control with matched compute: its kind, its options, and the rest as it was."""
-    words = ["train", "--agent", "fql", "--critic.kind", "residual"]
+    words = ["train", "--agent", "fql", "--critic.network.kind", "residual"]
     status, out, _ = floq(capsys, *words, "--help")
     assert status == 0
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
-    assert "--critic.kind {mlp,residual} What the network is" in text
-    assert "(default: residual) --critic.width INT (default: 128)" in text
-    assert "(default: mlp) --actor.hidden-sizes" in text
+    assert "--critic.network.kind {mlp,residual} What the network is" in text
+    assert "(default: residual) --critic.network.width INT The width of every hidden" in text
+    assert "(default: mlp) --policy.network.hidden-sizes" in text
 
     folder = tmp_path / "run"
-    words += [*SMALL[:-4], "--actor.hidden-sizes", "8", "--data", str(data), "--out", str(folder)]
-    words += ["--critic.width=8", "--critic.num-blocks", "2", "--critic.block-layers", "1"]
+    words += [
+        *SMALL[:-4],
+        "--policy.network.hidden-sizes",
+        "8",
+        "--data",
+        str(data),
+        "--out",
+        str(folder),
+    ]
+    words += [
+        "--critic.network.width=8",
+        "--critic.network.num-blocks",
+        "2",
+        "--critic.network.block-layers",
+        "1",
+    ]
     status, _, err = floq(capsys, *words)
     assert (status, err) == (0, "")
-    plain = json.loads((folder / "config.json").read_text())["hyperparameters"]
+    plain = json.loads((folder / "config.json").read_text())["agent"]
     sizes = {"width": 8, "num_blocks": 2, "block_layers": 1}
     others = {"layer_norm": True, "norm_first": False}
-    assert plain["critic"] == {"kind": "residual"} | sizes | others
-    assert plain["actor"]["hidden_sizes"] == [8]
+    assert plain["critic"]["network"] == {"kind": "residual"} | sizes | others
+    assert plain["policy"]["network"]["hidden_sizes"] == [8]
     _, state = Run(folder).load()
     assert [len(block) for block in state.params.critic.network.blocks] == [1, 1]
 
     seen = []
-    monkeypatch.setattr(cli, "train", lambda config, *a, **k: (seen.append(config), 1 / 0))
+    monkeypatch.setattr(
+        "floq_eqx.cli.train.train", lambda config, *a, **k: (seen.append(config), 1 / 0)
+    )
     scene = ["--env", "scene-play-singletask-v0", "--preset", "paper"]
     floq(capsys, *words[:5], *scene)
-    floq(capsys, "train", "--agent", "fql", "--critic.kind", "mlp", *scene)
-    residual, mlp = (config.agent.critic for config in seen)
+    floq(capsys, "train", "--agent", "fql", "--critic.network.kind", "mlp", *scene)
+    residual, mlp = (config.agent.critic.network for config in seen)
     assert residual == ResidualConfig(width=512, layer_norm=True)
     assert mlp == MLPConfig(layer_norm=True)
 
@@ -322,20 +507,60 @@ def test_evaluate(run, capsys, monkeypatch):
 def test_evaluate_with_another_integral(run, capsys, monkeypatch):
     folder, _ = run
     words = ["evaluate", str(folder), "--episodes", "1"]
-    options = ["--num-steps", "3", "--solver", "heun"]
+    options = ["--critic.num-steps", "3", "--solver", "heun"]
     status, _, err = floq(capsys, *words, *options, "--num-candidates", "3")
     if folder.name == "fql":
         assert status == 1
-        assert err == "floq: error: A policy of FQL integrates no value: num_steps means nothing.\n"
+        assert err == "floq: error: TD has no num_steps that can change after training.\n"
         return
     assert (status, err) == (0, "")
     status, _, err = floq(capsys, *words, *options)
     assert status == 1
-    assert "with --num-candidates N" in err
+    assert "so num_steps, solver would change nothing; with --num-candidates N" in err
+    status, _, err = floq(capsys, *words, "--value-samples", "3")
+    assert status == 1
+    assert "value_samples that can change after training; it has --critic.num-steps or" in err
     for option in ("--num-steps", "--num-candidates"):
         status, _, err = floq(capsys, *words, option, "0")
         assert status == 1
         assert "must be a whole number of at least 1, got 0" in err
+
+
+def test_evaluate_with_another_selection(run, capsys):
+    folder, _ = run
+    words = ["evaluate", str(folder), "--episodes", "1"]
+    options = ["--selection.num-candidates", "3", "--selection.proposal", "behaviour"]
+    status, out, err = floq(capsys, *words, *options, "--temperature", "0.5")
+    assert (status, err) == (0, "")
+    assert out.startswith("checkpoint 10: success ")
+    for option, message in [
+        (["--temperature", "0.5"], "temperature = 0.5 means nothing with num_candidates = 1"),
+        (["--selection.num-candidates", "0"], "num_candidates must be a whole number"),
+    ]:
+        status, _, err = floq(capsys, *words, *option)
+        assert (status, message in err, err.count("\n")) == (1, True, 1)
+    assert Run(folder).config.agent.selection == Selection()
+
+
+@pytest.mark.parametrize(
+    ("agent", "words", "message"),
+    [
+        ("bc", ["--num-candidates", "3"], "has no critic: nothing can be selected by its values"),
+        (
+            "iql",
+            ["--num-steps", "3"],
+            "Implicit has no num_steps that can change after training.\n",
+        ),
+        ("iql", ["--selection.proposal", "behaviour"], "Gaussian has no clone of the data's"),
+    ],
+)
+def test_evaluate_refuses(capsys, tmp_path, agent, words, message):
+    agent = small_agent(agent, action_size=5)
+    run = Run.create(tmp_path / "run", TrainConfig(agent=agent), FACTS)
+    with run.checkpoints() as manager:
+        run.save(manager, agent.init(28, 5, key=jax.random.key(0)))
+    status, _, err = floq(capsys, "evaluate", str(run.folder), *words)
+    assert (status, message in err) == (1, True)
 
 
 def test_evaluate_shows_what_it_records(run, capsys, monkeypatch, tmp_path):
@@ -442,7 +667,7 @@ def few_solvers(monkeypatch):
 def test_solvers_on_a_run(capsys, run, tmp_path):
     folder, _ = run
     status, out, err = floq(capsys, "solvers", str(folder), *QUICK, "--out", str(tmp_path))
-    if "field" not in Run(folder).config.to_plain()["hyperparameters"]:
+    if folder.name == "fql":
         assert status == 1
         assert "has no flow critic" in err
         return
@@ -498,7 +723,14 @@ def test_solvers_refuses(capsys, tmp_path, monkeypatch, words, message):
 ONLINE = [
     *("train", "--agent", "sac", "--env", "Pendulum-v1", "--warmup", "10", "--batch-size", "4"),
     *("--log-every", "20", "--evaluate-every", "40", "--checkpoint-every", "20"),
-    *("--evaluation-episodes", "1", "--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8"),
+    *(
+        "--evaluation-episodes",
+        "1",
+        "--critic.network.hidden-sizes",
+        "8",
+        "--policy.network.hidden-sizes",
+        "8",
+    ),
 ]
 
 
@@ -532,7 +764,10 @@ def test_learning_online(capsys, tmp_path):
 def test_what_cannot_be_learned_online(capsys, tmp_path):
     for words, message in [
         (["--agent", "sac", "--env", "Pendulum-v1"], "Other Gymnasium environments can be learned"),
-        (["--env", "Pendulum-v1", "--online-steps", "9"], "give --reward-min and --reward-max"),
+        (
+            ["--env", "Pendulum-v1", "--online-steps", "9"],
+            "give --critic.reward-min and --critic.reward-max",
+        ),
         (["--agent", "rebrac", "--online-steps", "9"], "next action"),
         (["--env", "CartPole-v1", "--agent", "sac", "--online-steps", "9"], "not a box"),
         (["--online-steps", "9", "--utd", "0"], "utd must be a whole number of at least 1"),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import floq_eqx
-from floq_eqx.agents import Floq
+from floq_eqx.agents import floq
 from floq_eqx.networks import MLPConfig
 from floq_eqx.training import Facts, Run, TrainConfig
 
@@ -149,7 +149,11 @@ def write_reference_checkpoint() -> None:
 def write_run() -> None:
     """A run at the place where `floq train` puts its default one, with untrained parameters."""
     small = MLPConfig(hidden_sizes=(8,))
-    agent = Floq(action_size=5, field=small, critic=small, actor=small)
+    agent = floq(
+        critic={"network": small, "distilled_network": small},
+        policy={"network": small},
+        action_size=5,
+    )
     run = Run.create(
         "runs/cube-single-play-singletask-task1-floq-laptop-seed0",
         TrainConfig(agent=agent),

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 
 from floq_eqx import cli
-from floq_eqx.agents import FQL, SAC
+from floq_eqx.agents import fql, sac
 from floq_eqx.data import Replay
 from floq_eqx.data.environments import make_box_environment
 from floq_eqx.data.episodes import Successes
@@ -76,7 +76,9 @@ def odd(num=1, **options):
 
 @pytest.fixture(scope="module")
 def policy():
-    agent = FQL(critic=SMALL, actor=SMALL, flow_steps=1, action_size=1)
+    agent = fql(
+        critic={"network": SMALL}, policy={"network": SMALL, "flow_steps": 1}, action_size=1
+    )
     return agent, agent.init(2, 1, key=KEY)
 
 
@@ -172,7 +174,7 @@ def test_infos_of_vector_environments():
 
 
 def learn(environments, **options):
-    agent = SAC(critic=SMALL, actor=SMALL, action_size=1)
+    agent = sac(critic={"network": SMALL}, policy={"network": SMALL}, action_size=1)
     seen = []
     fit_online(
         agent,
@@ -201,7 +203,7 @@ def test_success_online():
 def online(**changes):
     config = TrainConfig(
         environment="floq_eqx/Odd-v0",
-        agent=SAC(critic=SMALL, actor=SMALL),
+        agent=sac(critic={"network": SMALL}, policy={"network": SMALL}),
         num_updates=0,
         batch_size=4,
         log_every=10,

@@ -11,7 +11,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 
-from floq_eqx.agents import FQL
+from floq_eqx.agents import fql
 from floq_eqx.evaluation import Evaluation, evaluate, make_environments, record
 from floq_eqx.networks import MLPConfig
 from floq_eqx.training import EnvironmentFaultError
@@ -63,7 +63,8 @@ def counting(num, **kwargs):
 
 @pytest.fixture(scope="module")
 def policy():
-    agent = FQL(critic=MLPConfig((8,)), actor=MLPConfig((8,)), flow_steps=1)
+    network = MLPConfig((8,))
+    agent = fql(critic={"network": network}, policy={"network": network, "flow_steps": 1})
 
     def make(observation_size, action_size):
         own = dataclasses.replace(agent, action_size=action_size)

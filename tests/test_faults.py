@@ -335,6 +335,7 @@ VALUES = [
     *('{"kind": "residual", "num_blocks": 1000000000000}', '{"kind": "mlp", "hidden_sizes": [-1]}'),
     *('{"kind": "residual", "width": "x"}', '{"kind": "mlp", "hidden_sizes": [[8]]}'),
     *('{"kind": "mlp", "hidden_sizes": [1000000000000000]}', "[" * 100_000),
+    *('{"kind": "implicit"}', '{"kind": "gaussian"}', '{"num_candidates": 2, "temperature": 1}'),
     '{"kind": "mlp", "hidden_sizes": [' + "8, " * 20_000 + "8]}",
     *('"../../../etc/passwd"', '"\\u0000"', '"' + "x" * 100_000 + '"'),
 ]
@@ -358,9 +359,9 @@ def test_configurations(fuzz, effort, tmp_path, monkeypatch):
     plain = json.loads(content)
     mark = "here"
     accepted = []
-    for where, key in [(plain, k) for k in plain] + [
-        (plain["hyperparameters"], k) for k in plain["hyperparameters"]
-    ]:
+    agent = plain["agent"]
+    parts = (plain, agent, agent["critic"], agent["policy"], agent["selection"])
+    for where, key in [(part, key) for part in parts for key in part]:
         before = where[key]
         where[key] = mark
         text = json.dumps(plain)

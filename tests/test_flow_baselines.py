@@ -9,16 +9,22 @@ import numpy as np
 import optax
 import pytest
 
-from floq_eqx.agents import C51, EVOR, SORL, SorlParams, ValueFlows, best_of, confidence_weight
-from floq_eqx.critics import CategoricalCritic, member_logits, member_values
+from floq_eqx.agents import Parts, Selection, c51, evor, sorl, value_flows, with_options
+from floq_eqx.agents.critics import confidence_weight
 from floq_eqx.data import Batch
 from floq_eqx.embeddings import HLGauss
 from floq_eqx.integrate import confine, solve_flow
 from floq_eqx.losses import categorical_loss
+from floq_eqx.modules import (
+    CategoricalValue,
+    ShortcutVelocity,
+    ValueVelocity,
+    member_logits,
+    member_values,
+)
 from floq_eqx.networks import MLPConfig
 from floq_eqx.targets import categorical_td_target, soft_value
 from floq_eqx.training import train_steps
-from floq_eqx.velocity import ShortcutVelocity, ValueVelocity
 
 KEY = jax.random.key(0)
 SMALL = MLPConfig((16,), layer_norm=True)
@@ -45,7 +51,8 @@ def outcomes(size=1000):
 
 
 def trained(agent, data, num_updates, **changes):
-    agent = dataclasses.replace(agent, action_size=2, decay_updates=num_updates, **changes)
+    changes |= {"action_size": 2, "decay_updates": num_updates}
+    agent = with_options(agent, changes)
     state = agent.init(3, 2, key=KEY)
     state, metrics = train_steps(
         agent, state, data, num_updates=num_updates, batch_size=128, key=KEY
@@ -54,17 +61,21 @@ def trained(agent, data, num_updates, **changes):
     return agent, state
 
 
-class TestBestOf:
+class TestSelection:
     actions = jnp.eye(3)
     values = jnp.array([0.0, 2.0, 1.0])
 
     def test_without_a_temperature_it_is_the_best(self):
-        for key in (None, KEY):
-            assert np.array_equal(best_of(self.actions, self.values, key=key), [0, 1, 0])
+        selection = Selection(3)
+        for noise in (None, selection.noise(1, key=KEY)):
+            chosen = selection.choose(self.values[None], noise)[0]
+            assert np.array_equal(self.actions[chosen], [0, 1, 0])
 
     def test_with_one_it_is_drawn_from_the_softmax(self):
-        draw = jax.vmap(lambda k: best_of(self.actions, self.values, temperature=0.8, key=k))
-        frequency = draw(jax.random.split(KEY, 20_000)).mean(axis=0)
+        selection = Selection(3, temperature=0.8)
+        score = jnp.broadcast_to(self.values, (20_000, 3))
+        chosen = selection.choose(score, selection.noise(20_000, key=KEY))
+        frequency = self.actions[chosen].mean(axis=0)
         np.testing.assert_allclose(frequency, jax.nn.softmax(self.values / 0.8), atol=0.015)
 
 
@@ -111,7 +122,7 @@ class TestC51:
     def test_mean_of_a_histogram(self):
         histogram = HLGauss(-4.0, 0.0, 5, 0.75)
         np.testing.assert_allclose(histogram.centers, [-3.5, -2.5, -1.5, -0.5])
-        critic = CategoricalCritic(SMALL.build(5, 4, key=KEY), histogram)
+        critic = CategoricalValue(SMALL.build(5, 4, key=KEY), histogram)
         logits = jnp.log(jnp.array([[0.5, 0.5, 1e-30, 1e-30], [1e-30, 1e-30, 1e-30, 1.0]]))
         np.testing.assert_allclose(critic.mean(logits), [-3, -0.5], rtol=1e-6)
 
@@ -119,14 +130,13 @@ class TestC51:
         "backup", [pytest.param("expected", marks=pytest.mark.slow), "distributional"]
     )
     def test_learns_the_mean_and_c51_the_distribution_of_two_outcomes(self, backup):
-        agent = C51(
-            backup=backup, discount=0.5, num_bins=21, critic=SMALL, actor=SMALL, flow_steps=1,
-            learning_rate=1e-2,
-        )  # fmt: skip
+        critic = {"backup": backup, "discount": 0.5, "num_bins": 21, "network": SMALL}
+        policy = {"network": SMALL, "flow_steps": 1}
+        agent = c51(critic=critic, policy=policy, learning_rate=1e-2)
         agent, state = trained(agent, outcomes(), 800)
         critic = state.params.critic
         zeros = jnp.zeros((1, 3)), jnp.zeros((1, 2))
-        np.testing.assert_allclose(agent.q(critic, *zeros), -0.5, atol=0.03)
+        np.testing.assert_allclose(agent.critic.value(critic, *zeros, None), -0.5, atol=0.03)
         probability = jax.nn.softmax(member_logits(critic, *zeros))[0, 0]
         near = np.abs(np.asarray(critic.histogram.centers)[:, None] - np.array([-1, 0])) < 0.25
         mass = np.asarray(probability) @ near
@@ -135,16 +145,20 @@ class TestC51:
 
     def test_the_lower_member_is_the_target(self):
         data = transitions(8, mask=jnp.ones(8), reward=-jnp.ones(8))
-        agent = C51(
-            backup="distributional", aggregation="min", discount=0.5, critic=SMALL, actor=SMALL,
-            action_size=2,
-        )  # fmt: skip
-        state = agent.init(3, 2, key=KEY)
+        critic = c51(
+            critic={
+                "backup": "distributional",
+                "aggregation": "min",
+                "discount": 0.5,
+                "network": SMALL,
+            }
+        ).critic
+        slow = critic.slow(critic.init(3, 2, key=KEY))
         action = jax.random.normal(KEY, (8, 2))
-        logits = 3 * member_logits(state.targets, data.observation, action)
-        target = agent.target_histogram(state.targets, logits, data)
-        expected = -1 + 0.5 * state.targets.mean(logits).min(axis=0)
-        np.testing.assert_allclose(target @ state.targets.histogram.centers, expected, rtol=1e-4)
+        logits = 3 * member_logits(slow, data.observation, action)
+        target = critic.target_histogram(slow, logits, data)
+        expected = -1 + 0.5 * slow.mean(logits).min(axis=0)
+        np.testing.assert_allclose(target @ slow.histogram.centers, expected, rtol=1e-4)
 
 
 class Steep(ValueVelocity):
@@ -163,10 +177,17 @@ def steep(field, *slopes):
 
 
 class TestValueFlows:
-    agent = ValueFlows(
-        reward_min=-1.0, reward_max=1.0, discount=0.9, field=SMALL, actor=SMALL, action_size=2,
-        num_steps=4, flow_steps=2, num_candidates=4,
-    )  # fmt: skip
+    agent = value_flows(
+        critic={
+            **{"reward_min": -1.0, "reward_max": 1.0, "discount": 0.9},
+            **{"network": SMALL, "num_steps": 4},
+        },
+        policy={"network": SMALL, "flow_steps": 2},
+        selection={"num_candidates": 4},
+        next_selection={"num_candidates": 4},
+        action_size=2,
+    )
+    critic = agent.critic
 
     def test_confined_steps_are_clipped_ones_with_the_derivative_of_free_ones(self):
         def velocity(t, z):
@@ -190,27 +211,25 @@ class TestValueFlows:
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
     def test_spread_is_the_derivative_along_the_flow(self):
-        state = self.agent.init(3, 2, key=KEY)
-        field = steep(state.params.field, 0.5, -1.0)
+        field = steep(self.critic.init(3, 2, key=KEY), 0.5, -1.0)
         z0, data = jax.random.normal(KEY, (6,)), transitions(6)
         here = (data.observation, data.action)
         slopes = (1 + np.array([0.5, -1.0]) / 4) ** 4
-        spread = self.agent.return_spread(field, z0, *here)
+        spread = self.critic.return_spread(field, z0, *here)
         np.testing.assert_allclose(spread, slopes.mean(), rtol=1e-5)
-        lower = dataclasses.replace(self.agent, aggregation="min")
+        lower = dataclasses.replace(self.critic, value_aggregation="min")
         np.testing.assert_allclose(lower.return_spread(field, z0, *here), slopes.min(), rtol=1e-5)
         # Half of the time: as many steps, half as long.
-        value = self.agent.integrate(field, z0, *here, until=jnp.full(6, 0.5))
+        value = self.critic.integrate(field, z0, *here, until=jnp.full(6, 0.5))
         expected = z0[None]
         for _ in range(4):
             expected = expected + (jnp.array([[0.5], [-1.0]]) * expected + 1) / 8
         np.testing.assert_allclose(value, expected, rtol=1e-5)
 
     def test_q_is_one_long_step_within_the_bounds(self):
-        state = self.agent.init(3, 2, key=KEY)
-        field = steep(state.params.field, 0.5, 99.0)
+        field = steep(self.critic.init(3, 2, key=KEY), 0.5, 99.0)
         z0, data = jnp.array([-2.0, 0.0, 3.0]), transitions(3)
-        q = self.agent.q(field, z0, data.observation, data.action)
+        q = self.critic.value(field, data.observation, data.action, z0)
         np.testing.assert_allclose(q, [(-2 - 10) / 2, (1 + 1) / 2, (5.5 + 10) / 2], rtol=1e-6)
 
     def test_weights(self):
@@ -226,15 +245,15 @@ class TestValueFlows:
         size = 2000
         data = transitions(size, reward=-jax.random.uniform(KEY, (size,)))
         # Bounds that hold z0 too: where they clip it, samples collapse onto them.
-        changes = {"field": MEDIUM, "dcfm_weight": 0.0, "num_steps": 2, "learning_rate": 3e-3}
-        agent, state = trained(self.agent, data, 1000, **changes)
-        agent = dataclasses.replace(agent, num_steps=16)
+        critic = {"network": MEDIUM, "dcfm_weight": 0.0, "num_steps": 2}
+        agent, state = trained(self.agent, data, 1000, critic=critic, learning_rate=3e-3)
+        critic = dataclasses.replace(agent.critic, num_steps=16)
         zeros = jnp.zeros((1000, 3)), jnp.zeros((1000, 2))
         z0 = jax.random.normal(KEY, (1000,))
-        value = agent.integrate(state.params.field, z0, *zeros, until=jnp.ones(1000))[0]
+        value = critic.integrate(state.params.critic, z0, *zeros, until=jnp.ones(1000))[0]
         quantiles = np.quantile(value, [0.1, 0.5, 0.9])
         np.testing.assert_allclose(quantiles, [-0.9, -0.5, -0.1], atol=0.08)
-        q = agent.q(state.params.field, z0, *zeros)
+        q = critic.value(state.params.critic, *zeros, z0)
         np.testing.assert_allclose(q[jnp.abs(z0) < 1], -0.5, atol=0.25)
 
 
@@ -251,18 +270,21 @@ class Decay(ShortcutVelocity):
 
 
 class TestSorl:
-    agent = SORL(critic=SMALL, actor=SMALL, action_size=2)
+    agent = sorl(critic={"network": SMALL}, policy={"network": SMALL}, action_size=2)
+    policy = agent.policy
 
     def replaced(self, *, exact):
-        state = self.agent.init(3, 2, key=KEY)
-        flow = Decay(state.params.flow.network, jnp.array(-1.0), exact)
-        return SorlParams(state.params.critic, flow)
+        flow = self.policy.init(3, 2, key=KEY)
+        return Decay(flow.network, jnp.array(-1.0), exact)
+
+    def noise(self):
+        return self.policy.noise((64, 2), key=KEY)
 
     def test_steps_that_agree_are_consistent(self):
-        data, noise = transitions(), self.agent.noise(64, key=KEY)
+        data, noise = transitions(), self.noise()
         exact, euler = (self.replaced(exact=exact) for exact in (True, False))
-        assert self.agent.consistency_loss(exact, exact, data, noise) < 1e-12
-        loss = self.agent.consistency_loss(euler, euler, data, noise)
+        assert self.policy.consistency_loss(exact, exact, data, noise) < 1e-12
+        loss = self.policy.consistency_loss(euler, euler, data, noise)
         # One Euler step of h against two of h/2: (1 - h/2)² x against (1 - h) x, so h x / 4 over h.
         level = jnp.floor(noise.consistency_level * 3)
         time = jnp.floor(noise.consistency_time * 2**level) / 2**level
@@ -272,8 +294,8 @@ class TestSorl:
         assert set(np.asarray(level).tolist()) == {0, 1, 2}
 
     def test_flow_matching_by_hand(self):
-        data, noise = transitions(), self.agent.noise(64, key=KEY)
-        loss = self.agent.flow_loss(self.replaced(exact=False), data, noise)
+        data, noise = transitions(), self.noise()
+        loss = self.policy.flow_loss(self.replaced(exact=False), data, noise)
         time = jnp.floor(noise.bc_time * 8) / 8
         velocity = -(1 - time)[:, None] * noise.bc_action
         np.testing.assert_allclose(loss, jnp.mean((velocity + noise.bc_action) ** 2), rtol=1e-5)
@@ -281,28 +303,31 @@ class TestSorl:
     @pytest.mark.parametrize(("level", "num_steps"), [(0.0, 1), (0.3, 2), (0.6, 4), (0.99, 8)])
     def test_numbers_of_steps(self, level, num_steps):
         data, x0 = transitions(), 0.5 * jax.random.normal(KEY, (64, 2))
-        flow = self.replaced(exact=False).flow
-        action = self.agent.sample_actions(flow, x0, data.observation, jnp.asarray(level))
+        flow = self.replaced(exact=False)
+        action = self.policy.by_level(flow, x0, data.observation, jnp.asarray(level))
         expected = jnp.clip((1 - 1 / num_steps) ** num_steps * x0, -1, 1)
         np.testing.assert_allclose(action, expected, atol=1e-6)
 
     def test_gradients_stay_where_they_belong(self):
         data = transitions(mask=jnp.ones(64))
+        both = Parts(data, data)
         state, noise = self.agent.init(3, 2, key=KEY), self.agent.noise(64, key=KEY)
         critic = eqx.filter_grad(
-            lambda p: self.agent.critic_loss(p, state.targets, data, noise)[0]
+            lambda p: self.agent.critic_loss(p, state.targets, both, noise)[0]
         )(state.params)
-        actor = eqx.filter_grad(lambda p: self.agent.q_loss(p, data, noise)[0])(state.params)
-        for gradient, touched in ((critic, "critic"), (actor, "flow")):
-            for part in ("critic", "flow"):
+        actor = eqx.filter_grad(
+            lambda p: self.agent.policy_loss(p, state.targets, both, noise)[1]["q_loss"]
+        )(state.params)
+        for gradient, touched in ((critic, "critic"), (actor, "policy")):
+            for part in ("critic", "policy"):
                 moved = any(np.any(leaf) for leaf in jax.tree.leaves(getattr(gradient, part)))
                 assert moved == (part == touched)
 
     def test_gradients_are_clipped_part_by_part(self):
         params = self.agent.init(3, 2, key=KEY).params
-        grads = SorlParams(
+        grads = Parts(
             jax.tree.map(lambda x: 100 * jnp.ones_like(x), params.critic),
-            jax.tree.map(lambda x: 1e-4 * jnp.ones_like(x), params.flow),
+            jax.tree.map(lambda x: 1e-4 * jnp.ones_like(x), params.policy),
         )
         optimiser = dataclasses.replace(self.agent, gradient_norm=2.0).optimiser()
         with jax.numpy_dtype_promotion("standard"):
@@ -311,9 +336,9 @@ class TestSorl:
         # Adam's first moment is a tenth of what it was given.
         norms = [
             10 * np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(part)))
-            for part in (moment.critic, moment.flow)
+            for part in (moment.critic, moment.policy)
         ]
-        expected = 1e-4 * np.sqrt(sum(leaf.size for leaf in jax.tree.leaves(params.flow)))
+        expected = 1e-4 * np.sqrt(sum(leaf.size for leaf in jax.tree.leaves(params.policy)))
         np.testing.assert_allclose(norms, [2.0, expected], rtol=1e-4)
 
     @pytest.mark.slow
@@ -321,13 +346,11 @@ class TestSorl:
         size = 512
         observation = jax.random.normal(KEY, (size, 3))
         data = transitions(size, observation=observation, action=0.7 * jnp.sin(observation[:, :2]))
-        agent = dataclasses.replace(
-            self.agent, actor=MLPConfig((64, 64)), q_weight=0.0, learning_rate=3e-3,
-            gradient_norm=100.0,
-        )  # fmt: skip
-        agent, state = trained(agent, data, 1500)
+        changes = {"policy": {"network": MLPConfig((64, 64)), "q_weight": 0.0}}
+        changes |= {"learning_rate": 3e-3, "gradient_norm": 100.0}
+        agent, state = trained(self.agent, data, 1500, **changes)
         for action_steps in (1, 8):
-            few = dataclasses.replace(agent, action_steps=action_steps)
+            few = with_options(agent, {"policy": {"action_steps": action_steps}})
             act = jax.vmap(lambda o, k, few=few: few.act(state, o, key=k))
             action = act(data.observation, jax.random.split(KEY, size))
             assert float(jnp.mean((action - data.action) ** 2)) < 0.02, action_steps
@@ -336,7 +359,8 @@ class TestSorl:
         state = self.agent.init(3, 2, key=KEY)
 
         def q(count):
-            agent = dataclasses.replace(self.agent, num_candidates=count, action_steps=1)
+            changes = {"selection": {"num_candidates": count}, "policy": {"action_steps": 1}}
+            agent = with_options(self.agent, changes)
             act = jax.vmap(lambda k: agent.act(state, jnp.ones(3), key=k))
             action = act(jax.random.split(KEY, 64))
             return float(member_values(state.params.critic, jnp.ones((64, 3)), action).mean())
@@ -346,23 +370,26 @@ class TestSorl:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"max_steps": 6}, "power of 2"),
-            ({"action_steps": 3}, "power of 2 up to max_steps = 8"),
-            ({"action_steps": 16}, "power of 2 up to max_steps = 8"),
+            ({"policy": {"max_steps": 6}}, "power of 2"),
+            ({"policy": {"action_steps": 3}}, "power of 2 up to max_steps = 8"),
+            ({"policy": {"action_steps": 16}}, "power of 2 up to max_steps = 8"),
             ({"gradient_norm": -1.0}, "gradient_norm"),
         ],
     )
     def test_bad_hyperparameters(self, changes, message):
         with pytest.raises(ValueError, match=message):
-            SORL(**changes)
+            sorl(**changes)
 
 
 class TestEvor:
-    agent = EVOR(field=MEDIUM, actor=SMALL, flow_steps=1, num_steps=8, learning_rate=3e-3)
+    agent = evor(
+        critic={"network": MEDIUM, "num_steps": 8}, policy={"network": SMALL, "flow_steps": 1},
+        learning_rate=3e-3,
+    )  # fmt: skip
 
     def q(self, agent, state, observation):
         z0 = jax.random.normal(KEY, (1, 2000))
-        return agent.q(state.params.field, z0, observation, jnp.zeros((1, 2)))
+        return agent.critic.value(state.params.critic, observation, jnp.zeros((1, 2)), z0)
 
     def test_deterministic_chain(self):
         """Three states in a row, and a reward of 1 at the end: Q is γ² , γ and 1."""
@@ -375,18 +402,19 @@ class TestEvor:
             reward=(place == 2).astype(jnp.float32),
             mask=(place < 2).astype(jnp.float32),
         )
-        agent, state = trained(self.agent, data, 2000, discount=0.8, target_rate=0.02)
+        changes = {"critic": {"discount": 0.8}, "target_rate": 0.02}
+        agent, state = trained(self.agent, data, 2000, **changes)
         q = [float(self.q(agent, state, states[i : i + 1])[0]) for i in range(3)]
         np.testing.assert_allclose(q, [0.64, 0.8, 1], atol=0.05)
 
     def test_two_outcomes(self):
-        agent, state = trained(self.agent, outcomes(), 1500, num_steps=16)
+        agent, state = trained(self.agent, outcomes(), 1500, critic={"num_steps": 16})
         for eta in (0.3, 1.0):
-            cold = dataclasses.replace(agent, value_temperature=eta)
+            cold = with_options(agent, {"critic": {"value_temperature": eta}})
             expected = eta * np.log((1 + np.exp(-1 / eta)) / 2)
             q = self.q(cold, state, jnp.zeros((1, 3)))
             np.testing.assert_allclose(q, expected, atol=0.06)
 
     def test_temperature_of_zero_is_refused(self):
         with pytest.raises(ValueError, match="value_temperature must be above 0"):
-            EVOR(value_temperature=0.0)
+            evor(critic={"value_temperature": 0.0})

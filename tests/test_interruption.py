@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from floq_eqx.agents import SAC
+from floq_eqx.agents import sac
 from floq_eqx.networks import MLPConfig
 from floq_eqx.training import (
     Interrupted,
@@ -244,7 +244,7 @@ def test_online(tmp_path, monkeypatch, signum, step):
     small = MLPConfig((8,), layer_norm=True)
     config = TrainConfig(
         environment="floq_eqx/Walk-v0",
-        agent=SAC(critic=small, actor=small),
+        agent=sac(critic={"network": small}, policy={"network": small}),
         num_updates=0,
         batch_size=4,
         log_every=10,
@@ -273,7 +273,14 @@ WORDS = [
     *("train", "--agent", "fql", "--num-updates", "1000000", "--batch-size", "8"),
     *("--log-every", "100", "--evaluate-every", "1000000", "--checkpoint-every", "1000000"),
     *("--evaluation-episodes", "1"),
-    *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--flow-steps", "2"),
+    *(
+        "--critic.network.hidden-sizes",
+        "8",
+        "--policy.network.hidden-sizes",
+        "8",
+        "--flow-steps",
+        "2",
+    ),
 ]
 
 

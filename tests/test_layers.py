@@ -18,7 +18,7 @@ ROWS = [
     {"embeddings", "paths", "targets", "losses", "data"},
     {"networks"},
     {"modules"},
-    {"integrate", "_stepping", "_explicit"},
+    {"integrate", "_stepping", "_arguments", "_explicit"},
     {"agents"},
     {"training", "evaluation", "analysis", "interop"},
     {"plotting", "presets"},
@@ -27,6 +27,7 @@ ROWS = [
 # What a row's files may use of their own row.
 WITHIN_ROW = {
     ("_checks", "_types"),
+    ("integrate", "_arguments"),
     ("integrate", "_explicit"),
     ("integrate", "_stepping"),
     ("_stepping", "_explicit"),

@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from floq_eqx.agents import BC, IQL, SAC, ReBRAC
+from floq_eqx.agents import RECIPES, rebrac, sac
 from floq_eqx.data import Batch, Replay
 from floq_eqx.data.environments import make_box_environment
 from floq_eqx.networks import MLPConfig
@@ -22,7 +22,7 @@ from .runs import small_agent
 
 KEY = jax.random.key(0)
 SMALL = MLPConfig((8,), layer_norm=True)
-AGENT = SAC(critic=SMALL, actor=SMALL, action_size=1)
+AGENT = sac(critic={"network": SMALL}, policy={"network": SMALL}, action_size=1)
 
 
 class Clock(gymnasium.Env):
@@ -179,7 +179,7 @@ def test_divergence_names_the_step_of_the_environment():
 @pytest.mark.parametrize("name", ["c51", "floq"])
 def test_rewards_that_the_agent_is_not_made_for(name):
     """Said once, after the first chunk that shows it."""
-    agent = small_agent(name, action_size=1, reward_min=0.0, reward_max=3.0)
+    agent = small_agent(name, action_size=1, critic={"reward_min": 0.0, "reward_max": 3.0})
     state = agent.init(2, 1, key=KEY)
     options = {"agent": agent, "state": state, "warmup": 99, "num_steps": 12, "chunk": 3}
     with warnings.catch_warnings():
@@ -197,7 +197,9 @@ def test_rewards_that_the_agent_is_not_made_for(name):
 def test_sizes_that_do_not_agree():
     with pytest.raises(ValueError, match=r"state is made for observations of 4 .* they have 2"):
         fit(state=AGENT.init(4, 1, key=KEY))
-    with pytest.raises(ValueError, match=r"SAC is made for actions of 1 .* data have 3"):
+    with pytest.raises(
+        ValueError, match=r"TD x TanhGaussian is made for actions of 1 .* data have 3"
+    ):
         fit(replay=Replay.empty(9, 2, 3))
     zeros = jnp.zeros((8, 2)), jnp.zeros((8, 1)), jnp.zeros(8), jnp.ones(8), jnp.zeros((8, 2))
     cut = eqx.tree_at(lambda b: b.reward, Batch(*zeros), jnp.zeros(4))
@@ -209,21 +211,23 @@ def test_what_cannot_be_done_says_so():
     with pytest.raises(ValueError, match="autoreset_mode"):
         fit(clocks(3, mode=AutoresetMode.NEXT_STEP))
     with pytest.raises(ValueError, match="next action"):
-        fit(agent=ReBRAC(critic=SMALL, actor=SMALL, action_size=1))
+        fit(agent=rebrac(critic={"network": SMALL}, policy={"network": SMALL}, action_size=1))
     with pytest.raises(ValueError, match="utd"):
         fit(utd=0)
 
 
-@pytest.mark.parametrize("kind", [SAC, IQL, ReBRAC, BC])
-def test_exploring(kind):
-    """Agents whose actions are not drawn add noise to explore; BC collects what it clones."""
-    networks = {"critic": SMALL} if kind is not BC else {}
-    agent = kind(actor=SMALL, action_size=1, **networks)
+@pytest.mark.parametrize("name", ["sac", "iql", "rebrac", "bc"])
+def test_exploring(name):
+    """Policies that are evaluated by one action a state draw others to explore."""
+    networks = {"critic": {"network": SMALL}} if name != "bc" else {}
+    agent = RECIPES[name](policy={"network": SMALL}, action_size=1, **networks)
     state = agent.init(2, 1, key=KEY)
     keys = jax.random.split(KEY, 50)
     actions = jax.vmap(lambda k: agent.explore(state, jnp.ones(2), key=k))(keys)
     assert np.abs(actions).max() <= 1
-    assert (np.unique(actions).size > 1) == (kind is not BC)
+    assert np.unique(actions).size > 1
+    evaluated = jax.vmap(lambda k: agent.act(state, jnp.ones(2), key=k))(keys)
+    assert np.unique(evaluated).size == 1
 
 
 class TestBoxEnvironments:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from floq_eqx.agents import FQL, SAC, Floq, ReBRAC
+from floq_eqx.agents import floq, fql, rebrac, sac
 from floq_eqx.data import Replay
 from floq_eqx.networks import MLPConfig
 from floq_eqx.training import EnvironmentFaultError, OnlineConfig, Run, TrainConfig, finetune, train
@@ -60,7 +60,7 @@ gymnasium.register("floq_eqx/Line-v0", Line)
 def scratch(**online):
     return TrainConfig(
         environment="floq_eqx/Line-v0",
-        agent=SAC(critic=SMALL, actor=SMALL),
+        agent=sac(critic={"network": SMALL}, policy={"network": SMALL}),
         num_updates=0,
         batch_size=4,
         log_every=10,
@@ -206,9 +206,9 @@ def test_what_cannot_be_learned_online():
     with pytest.raises(ValueError, match="no offline data of it"):
         dataclasses.replace(scratch(), num_updates=10)
     with pytest.raises(ValueError, match="next action"):
-        dataclasses.replace(scratch(), agent=ReBRAC())
+        dataclasses.replace(scratch(), agent=rebrac())
     with pytest.raises(ValueError, match="learning rate is zero before the run of"):
-        dataclasses.replace(scratch(), agent=FQL(decay_updates=10))
+        dataclasses.replace(scratch(), agent=fql(decay_updates=10))
     with pytest.raises(ValueError, match=r"Unknown dataset 'Line-v0'.*online, from scratch"):
         TrainConfig(environment="Line-v0")
     with pytest.raises(ValueError, match="Nowhere-v0' is neither"):
@@ -216,7 +216,7 @@ def test_what_cannot_be_learned_online():
 
 
 def test_configurations_of_online_runs(tmp_path):
-    config = dataclasses.replace(scratch(start="elsewhere"), agent=Floq(decay_updates=None))
+    config = dataclasses.replace(scratch(start="elsewhere"), agent=floq(decay_updates=None))
     plain = json.loads(json.dumps(config.to_plain()))
     assert TrainConfig.from_plain(plain).to_plain() == plain
     for name, value, message in [
@@ -237,7 +237,14 @@ def test_configurations_of_online_runs(tmp_path):
 COMMAND = [
     *("train", "--agent", "sac", "--env", "Pendulum-v1", "--warmup", "50", "--batch-size", "8"),
     *("--log-every", "20", "--evaluate-every", "100", "--evaluation-episodes", "1"),
-    *("--checkpoint-every", "20", "--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8"),
+    *(
+        "--checkpoint-every",
+        "20",
+        "--critic.network.hidden-sizes",
+        "8",
+        "--policy.network.hidden-sizes",
+        "8",
+    ),
     *("--resume", "--online-steps"),
 ]
 

@@ -187,14 +187,14 @@ def test_interquartile_mean_of_seeds(make_run):
 def test_groups_and_their_labels(make_run):
     runs = [
         make_run([0.0, 0.5], seed=0),
-        make_run([0.3, 0.3], seed=0, agent=small_agent("fql", alpha=3.0)),
+        make_run([0.3, 0.3], seed=0, agent=small_agent("fql", policy={"alpha": 3.0})),
         make_run([0.2, 0.7], seed=1, data="elsewhere.npz"),
         make_run([1.0, 1.0], seed=4, agent="floq"),
     ]
     first, second, third = compare(runs)
     assert [curve.label for curve in (first, second, third)] == [
-        "fql, alpha=10.0, 2 seeds",
-        "fql, alpha=3.0, seed 0",
+        "fql, policy.alpha=10.0, 2 seeds",
+        "fql, policy.alpha=3.0, seed 0",
         "floq, seed 4",
     ]
     np.testing.assert_allclose(first.value, [0.1, 0.6])
@@ -204,8 +204,8 @@ def test_groups_and_their_labels(make_run):
     assert final_values((first, second)) == (
         "| runs | updates | success rate | 95 % interval |\n"
         "|---|---|---|---|\n"
-        "| fql, alpha=10.0, 2 seeds | 20 | 0.6 | 0.5 to 0.7 |\n"
-        "| fql, alpha=3.0, seed 0 | 20 | 0.3 | – |\n"
+        "| fql, policy.alpha=10.0, 2 seeds | 20 | 0.6 | 0.5 to 0.7 |\n"
+        "| fql, policy.alpha=3.0, seed 0 | 20 | 0.3 | – |\n"
     )
 
 
@@ -315,7 +315,7 @@ def test_figure_of_groups(make_run, drawn, tmp_path):
 
 
 def test_published_lines(make_run):
-    from floq_eqx.cli import _published_lines
+    from floq_eqx.cli.plot import _published_lines
 
     runs = [make_run([0.1], agent="floq"), make_run([0.1]), make_run([0.2], seed=1)]
     note = "on cube-single: published offline, mean of five tasks"

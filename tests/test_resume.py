@@ -329,10 +329,10 @@ def test_resume_alone_takes_the_options_from_the_folder(copy, capsys, data):
     config = Run(copy).config
     assert (config.num_updates, config.keep, config.agent_name) == (30, "all", "fql")
     for words, message in [
-        (["--agent", "floq"], "is of --agent fql, and floq was given"),
+        (["--agent", "floq"], "is of fql, and floq was given"),
         (["--env", "scene-play-singletask-task1-v0"], "is of --env cube-single-play"),
         (["--online-steps", "5"], "floq finetune"),
-        (["--alpha", "3"], "Different: alpha: 10.0 before, 3.0 now"),
+        (["--alpha", "3"], "Different: policy.alpha: 10.0 before, 3.0 now"),
         (["--seed", "3"], "Different: seed: 0 before, 3 now"),
         (["--preset", "laptop"], "Different: "),
     ]:
@@ -344,7 +344,7 @@ def test_a_decay_goes_with_its_run(data, tmp_path, capsys):
     words = ["train", "--agent", "fql", "--data", data, "--out", tmp_path / "run"]
     words += ["--batch-size", "8", "--log-every", "5", "--evaluate-every", "10"]
     words += ["--checkpoint-every", "10", "--evaluation-episodes", "1", "--flow-steps", "2"]
-    words += ["--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8"]
+    words += ["--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"]
     status, out, _ = floq(capsys, *words, "--num-updates", "10")
     assert status == 0
     assert "the learning rate falls to zero over 10 updates (--decay-updates)" in out

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from floq_eqx.agents import AGENTS, FQL
+from floq_eqx.agents import RECIPES, TD, to_plain, with_options
+from floq_eqx.networks import MLPConfig
 from floq_eqx.presets import PAPER, laptop, paper
 from floq_eqx.training import DivergedError, Run, TrainConfig, train
 from floq_eqx.training.lock import locked
@@ -64,7 +65,7 @@ def copy(finished, tmp_path):
 # ---------------------------------------------------------------------------------- configuration
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", RECIPES)
 def test_config_round_trip(agent, tmp_path):
     configs = [laptop(agent, CUBE), small_config("x.npz", agent)]
     configs += [
@@ -106,26 +107,45 @@ def test_settings_that_make_no_sense(change, message):
         small_config("x.npz", **change)
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", RECIPES)
 def test_hyperparameters_that_make_no_sense(agent):
-    changes = [("discount", 1.0), ("discount", -0.1), ("target_rate", 1.5), ("alpha", -1.0)]
-    changes += [("learning_rate", float("nan")), ("aggregation", "max")]
-    known = {f.name for f in dataclasses.fields(AGENTS[agent])}
-    changes = [(name, value) for name, value in changes if name in known]
-    sizes = {"num_steps", "num_noise", "ensemble_size", "flow_steps", "num_candidates"} & known
-    changes += [(name, size) for name in sizes for size in (0, -2)]
+    bad = {"discount": (1.0, -0.1), "target_rate": (1.5,), "learning_rate": (float("nan"),)}
+    bad |= {"aggregation": ("max",)}
+    weights = ("alpha", "inverse_temperature", "cloning_weight", "next_penalty", "q_weight")
+    bad |= dict.fromkeys((*weights, "consistency_weight"), (-1.0,))
+    sizes = ("num_steps", "num_noise", "ensemble_size", "flow_steps", "num_candidates")
+    bad |= dict.fromkeys(sizes, (0, -2))
+    made = small_agent(agent)
+    plain = to_plain(made)
+    names = [
+        *plain,
+        *(
+            f"{part}.{name}"
+            for part in ("critic", "policy", "selection")
+            for name in plain[part] or ()
+        ),
+    ]
+    changes = [(name, value) for name in names for value in bad.get(name.split(".")[-1], ())]
+    assert len(changes) > 3
     for name, value in changes:
         # A TypeError where types are checked too, as in these tests.
-        with pytest.raises((ValueError, TypeError), match=name):
-            small_agent(agent, **{name: value})
+        with pytest.raises((ValueError, TypeError), match=name.split(".")[-1]):
+            with_options(made, {name: value})
 
 
 def damaged(key, value):
     return lambda plain: plain | {key: value}
 
 
-def hyper(key, value):
-    return lambda plain: plain | {"hyperparameters": plain["hyperparameters"] | {key: value}}
+def hyper(part, key, value):
+    """An option of a part of the agent; without `part` of the agent itself."""
+
+    def change(plain):
+        within = plain["agent"] if part is None else plain["agent"][part]
+        within[key] = value
+        return plain
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -134,10 +154,11 @@ def hyper(key, value):
         (lambda plain: "no JSON", "config.json is not a run's configuration"),
         (lambda plain: [], "is not a run's configuration"),
         (lambda plain: "{}"[:1], "is not a run's configuration"),
-        (damaged("agent", "fqll"), "Unknown agent 'fqll'; did you mean fql"),
-        (damaged("agent", ["fql"]), "Unknown agent"),
-        (damaged("agent", None), "Unknown agent"),
-        (damaged("hyperparameters", [1]), "hyperparameters must be a mapping"),
+        (damaged("agent", "fql"), "agent must be a mapping of names to values, got 'fql'"),
+        (damaged("agent", ["fql"]), "agent must be a mapping"),
+        (damaged("agent", None), "agent must be a mapping"),
+        (damaged("agent", {}), "An agent needs a critic: its kind and its options"),
+        (damaged("hyperparameters", {}), r"configuration of floq_eqx 0\.1, which knew no critics"),
         (damaged("environment", 3), "environment must be a text, got 3"),
         (damaged("environment", "cube-singel-play-v0"), "Did you mean cube-single-play-v0"),
         (damaged("seed", "0"), "seed must be a whole number, got '0'"),
@@ -147,14 +168,20 @@ def hyper(key, value):
         (damaged("data", 3), "data must be a text, got 3"),
         (damaged("success_timing", "late"), "success_timing"),
         (damaged("num_update", 3), "Unknown setting 'num_update'; did you mean num_updates"),
-        (hyper("alfa", 3.0), "Unknown hyperparameter of fql 'alfa'; did you mean alpha"),
-        (hyper("alpha", "much"), "alpha must be a number, got 'much'"),
-        (hyper("discount", 1.0), r"discount must be in \[0, 1\), got 1.0"),
-        (hyper("normalise_q", 1), "normalise_q must be true or false, got 1"),
-        (hyper("critic", {"kind": "cnn"}), "Unknown kind of network 'cnn'"),
-        (hyper("critic", {"kind": "mlp", "hidden_sizes": 3}), "hidden_sizes must be a list"),
-        (hyper("critic", {"kind": "mlp", "hidden_sizes": ["8"]}), "every entry of hidden_sizes"),
-        (hyper("critic", {"kind": "mlp", "widths": [8]}), "widths"),
+        (hyper(None, "critic", [1]), "critic must be a mapping"),
+        (hyper(None, "critics", {}), "Unknown option of an agent 'critics'; did you mean critic"),
+        (hyper(None, "policy", None), "policy must be a mapping"),
+        (hyper(None, "policy", {}), "policy needs its kind, one of one_step"),
+        (hyper(None, "critic", {"kind": "tdd"}), "Unknown kind of critic 'tdd'; did you mean td"),
+        (hyper(None, "selection", {"num": 3}), "Unknown option of selection 'num'"),
+        (hyper("policy", "alfa", 3.0), "Unknown option of policy 'alfa'; did you mean alpha"),
+        (hyper("policy", "alpha", "much"), "alpha must be a number, got 'much'"),
+        (hyper("critic", "discount", 1.0), r"discount must be in \[0, 1\), got 1.0"),
+        (hyper("policy", "normalise_q", 1), "normalise_q must be true or false, got 1"),
+        (hyper("critic", "network", {"kind": "cnn"}), "Unknown kind of network 'cnn'"),
+        (hyper("critic", "network", {"hidden_sizes": 3}), "hidden_sizes must be a list"),
+        (hyper("critic", "network", {"hidden_sizes": ["8"]}), "every entry of hidden_sizes"),
+        (hyper("critic", "network", {"kind": "mlp", "widths": [8]}), "widths"),
     ],
 )
 def test_garbage_in_config(tmp_path, change, message):
@@ -232,11 +259,11 @@ def test_a_run_is_never_overwritten(copy, data, tmp_path):
 
 
 def test_resume_with_another_configuration(copy, data):
-    agent = small_agent("fql", alpha=3.0)
+    agent = small_agent("fql", policy={"alpha": 3.0})
     for change, message in [
-        ({"agent": agent}, r"Different: alpha: 10\.0 before, 3\.0 now\.$"),
+        ({"agent": agent}, r"Different: policy\.alpha: 10\.0 before, 3\.0 now\.$"),
         ({"seed": 1, "batch_size": 4}, "seed: 0 before, 1 now; batch_size: 8 before, 4 now"),
-        ({"agent": small_agent("floq")}, "agent: 'fql' before, 'floq' now"),
+        ({"agent": small_agent("floq")}, "critic.kind: 'td' before, 'flow' now"),
     ]:
         with pytest.raises(ValueError, match=message):
             train(small_config(data, **change), copy, resume=True)
@@ -245,7 +272,7 @@ def test_resume_with_another_configuration(copy, data):
 def test_resume_with_other_data(copy, data, tmp_path, monkeypatch):
     path = copy / "config.json"
     plain = json.loads(path.read_text())
-    plain["hyperparameters"]["action_size"] = 4
+    plain["agent"]["action_size"] = 4
     path.write_text(json.dumps(plain))
     with pytest.raises(ValueError, match="Different: action_size: 4 before, 5 now"):
         train(small_config(data), copy, resume=True)
@@ -283,7 +310,10 @@ def test_rewards_of_the_file_reach_the_run(data, tmp_path):
     config = small_config(path, "c51", rewards="file", num_updates=5, evaluate_every=5)
     run = train(config, tmp_path / "run", progress=False)
     own = rewards[~arrays["terminals"]]
-    assert (run.config.agent.reward_min, run.config.agent.reward_max) == (own[0], own[-1])
+    assert (run.config.agent.critic.reward_min, run.config.agent.critic.reward_max) == (
+        own[0],
+        own[-1],
+    )
     assert run.config.rewards == "file"
     np.testing.assert_array_equal(find_data(run.config).reward, own)
     with pytest.warns(UserWarning, match="--rewards file"):
@@ -345,9 +375,9 @@ def test_a_checkpoint_of_another_configuration(finished):
     run, _ = finished
     _, state = run.load()
     for agent, message in [
-        (small_agent("fql", critic={"kind": "mlp", "hidden_sizes": [9]}), "lacks|expected"),
-        (small_agent("fql", ensemble_size=3), r"critic\.\S* is \(2, .*expected \(3,"),
-        (small_agent("floq"), r"it lacks params\.field.*and \d+ more"),
+        (small_agent("fql", critic={"network": MLPConfig((9,))}), "lacks|expected"),
+        (small_agent("fql", critic={"ensemble_size": 3}), r"critic\.\S* is \(2, .*expected \(3,"),
+        (small_agent("floq"), r"it lacks params\.critic\.field.*and \d+ more"),
     ]:
         other = eqx.filter_eval_shape(lambda key: agent.init(28, 5, key=key), jax.random.key(0))  # noqa: B023
         with pytest.raises(ValueError, match="another configuration") as caught:
@@ -359,7 +389,7 @@ def test_a_checkpoint_of_another_configuration(finished):
 def test_absurd_sizes_need_no_memory(copy):
     path = copy / "config.json"
     plain = json.loads(path.read_text())
-    plain["hyperparameters"]["critic"]["hidden_sizes"] = [10**9]
+    plain["agent"]["critic"]["network"]["hidden_sizes"] = [10**9]
     path.write_text(json.dumps(plain))
     with pytest.raises(ValueError, match=r"another configuration.*1000000000"):
         Run(copy).load()
@@ -546,14 +576,14 @@ def test_a_disk_that_fills_up_with_rows(disk, data, capfd):
 def test_a_diverged_run_keeps_its_last_finite_checkpoint(tmp_path, data, monkeypatch):
     config = small_config(data, num_updates=400, evaluate_every=400, batch_size=2)
     fatal = find_data(config).observation[:, 0].max()
-    loss = FQL.loss
+    loss = TD.loss
 
-    def diverging(self, params, targets, batch, noise):
-        value, metrics = loss(self, params, targets, batch, noise)
+    def diverging(self, params, slow, batch, next_action, noise):
+        value, metrics = loss(self, params, slow, batch, next_action, noise)
         bad = jnp.where((batch.observation[:, 0] == fatal).any(), jnp.nan, 0.0)
-        return value + bad, metrics | {"loss": value + bad}
+        return value + bad, metrics
 
-    monkeypatch.setattr(FQL, "loss", diverging)
+    monkeypatch.setattr(TD, "loss", diverging)
     folder = tmp_path / "run"
     for _ in range(2):  # Resumed, it ends the same way.
         with pytest.raises(DivergedError, match=r"Training diverged: .* at update") as caught:
@@ -573,8 +603,8 @@ COMMAND = [
     *("train", "--agent", "floq"),
     *("--num-updates", "100", "--batch-size", "8", "--log-every", "5", "--evaluate-every", "25"),
     *("--evaluation-episodes", "1", "--checkpoint-every", "5", "--num-noise", "2"),
-    *("--num-steps", "2", "--flow-steps", "2", "--field.hidden-sizes", "8"),
-    *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--resume"),
+    *("--num-steps", "2", "--flow-steps", "2", "--critic.distilled-network.hidden-sizes", "8"),
+    *("--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8", "--resume"),
 ]
 
 MORE = ("--num-updates", "600")

@@ -10,12 +10,11 @@ import pytest
 import scipy.stats
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from floq_eqx.actors import TanhGaussianActor
-from floq_eqx.agents import SAC
-from floq_eqx.critics import member_values
+from floq_eqx.agents import Parts, sac, with_options
 from floq_eqx.data import Batch, Replay
 from floq_eqx.data.environments import make_box_environment
 from floq_eqx.evaluation import evaluate
+from floq_eqx.modules import TanhGaussianActor, member_values
 from floq_eqx.networks import MLPConfig
 from floq_eqx.training import fit_online, train_steps
 
@@ -89,34 +88,38 @@ class TestTanhGaussian:
 
 
 class TestLosses:
-    agent = SAC(critic=SMALL, actor=SMALL, action_size=2, ensemble_size=5, initial_temperature=0.3)
+    agent = sac(
+        critic={"network": SMALL, "ensemble_size": 5, "target_members": 2},
+        policy={"network": SMALL, "initial_temperature": 0.3}, action_size=2,
+    )  # fmt: skip
 
     def start(self):
         return self.agent.init(3, 2, key=KEY), self.agent.noise(64, key=KEY), transitions()
 
     @pytest.mark.parametrize("backup_entropy", [True, False])
     def test_target_is_the_lower_of_two_members(self, backup_entropy):
-        agent = dataclasses.replace(self.agent, backup_entropy=backup_entropy)
+        agent = with_options(self.agent, {"policy": {"backup_entropy": backup_entropy}})
         state, noise, data = self.start()
         state = dataclasses.replace(state, targets=agent.init(3, 2, key=jax.random.key(1)).targets)
-        act = jax.vmap(state.params.actor.act_with_log_prob)
-        next_action, log_prob = act(data.next_observation, noise.next_action)
-        q = np.asarray(member_values(state.targets, data.next_observation, next_action))
+        act = jax.vmap(state.params.policy.actor.act_with_log_prob)
+        next_action, log_prob = act(data.next_observation, noise.action)
+        q = np.asarray(member_values(state.targets.critic, data.next_observation, next_action))
         value, pairs = np.zeros(64), set()
-        for i, scores in enumerate(np.asarray(noise.members)):
+        for i, scores in enumerate(np.asarray(noise.critic)):
             pair = np.argsort(scores)[-2:]
             pairs.add(frozenset(pair.tolist()))
             value[i] = q[pair, i].min() - 0.3 * backup_entropy * log_prob[i]
         assert len(pairs) == 10  # all there are
         target = np.asarray(data.reward) + 0.99 * np.asarray(data.mask) * value
         predicted = np.asarray(member_values(state.params.critic, data.observation, data.action))
-        loss, _ = agent.critic_loss(state.params, state.targets, data, noise)
+        both = Parts(data, data)
+        loss, _ = agent.critic_loss(state.params, state.targets, both, noise)
         np.testing.assert_allclose(loss, np.mean((predicted - target) ** 2), rtol=1e-5)
 
     def test_actor_and_temperature_by_hand(self):
         state, noise, data = self.start()
-        act = jax.vmap(state.params.actor.act_with_log_prob)
-        action, log_prob = act(data.observation, noise.action)
+        act = jax.vmap(state.params.policy.actor.act_with_log_prob)
+        action, log_prob = act(data.observation, noise.policy)
         q = member_values(state.params.critic, data.observation, action)
         _, metrics = self.agent.loss(state.params, state.targets, data, noise)
         expected = jnp.mean(0.3 * log_prob - jnp.mean(q, axis=0))
@@ -127,39 +130,52 @@ class TestLosses:
     @pytest.mark.parametrize("term", ["critic", "actor", "log_temperature"])
     def test_every_term_reaches_its_own_part_alone(self, term):
         state, noise, data = self.start()
+        both = Parts(data, data)
 
         def loss(params):
             if term == "critic":
-                return self.agent.critic_loss(params, state.targets, data, noise)[0]
-            actor, metrics = self.agent.actor_loss(params, data, noise)
-            if term == "actor":
-                return actor
-            return self.agent.temperature_loss(params, metrics["entropy"])[0]
+                return self.agent.critic_loss(params, state.targets, both, noise)[0]
+            _, metrics = self.agent.policy_loss(params, state.targets, both, noise)
+            return metrics["actor_loss" if term == "actor" else "temperature_loss"]
 
         gradient = eqx.filter_grad(loss)(state.params)
-        for part in ("critic", "actor", "log_temperature"):
-            reached = any(np.any(leaf) for leaf in jax.tree.leaves(getattr(gradient, part)))
-            assert reached == (part == term), part
+        parts = {
+            "critic": gradient.critic,
+            "actor": gradient.policy.actor,
+            "log_temperature": gradient.policy.log_temperature,
+        }
+        for name, part in parts.items():
+            reached = any(np.any(leaf) for leaf in jax.tree.leaves(part))
+            assert reached == (name == term), name
+
+    def test_policy_loss_is_the_sum_of_its_terms(self):
+        state, noise, data = self.start()
+        both = Parts(data, data)
+        loss, metrics = self.agent.policy_loss(state.params, state.targets, both, noise)
+        expected = metrics["actor_loss"] + metrics["temperature_loss"]
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
     def test_is_evaluated_by_its_mean(self):
-        agent, (state, *_) = self.agent.for_evaluation(), self.start()
-        mean, _ = state.params.actor(jnp.ones(3))
+        state, *_ = self.start()
+        mean, _ = state.params.policy.actor(jnp.ones(3))
         for seed in range(2):
-            action = agent.act(state, jnp.ones(3), key=jax.random.key(seed))
+            key = jax.random.key(seed)
+            action = self.agent.act(state, jnp.ones(3), key=key)
             np.testing.assert_array_equal(action, jnp.tanh(mean))
+            assert not np.allclose(self.agent.explore(state, jnp.ones(3), key=key), action)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"target_members": 6}, "at most ensemble_size = 5, got 6"),
-            ({"target_members": 0}, "target_members"),
-            ({"initial_temperature": 0.0}, "initial_temperature"),
-            ({"entropy_per_component": float("nan")}, "entropy_per_component"),
+            ({"critic": {"target_members": 6}}, "at most ensemble_size = 5, got 6"),
+            ({"critic": {"target_members": 0}}, "target_members"),
+            ({"policy": {"initial_temperature": 0.0}}, "initial_temperature"),
+            ({"policy": {"entropy_per_component": float("nan")}}, "entropy_per_component"),
         ],
     )
     def test_bad_hyperparameters(self, changes, message):
         with pytest.raises(ValueError, match=message):
-            dataclasses.replace(self.agent, **changes)
+            with_options(self.agent, changes)
 
 
 @pytest.mark.usefixtures("optimised")
@@ -172,16 +188,16 @@ def test_finds_the_maximum_entropy_policy_of_one_step():
     reward = -((action[:, 0] - best) ** 2)
     nowhere = jnp.zeros((size, 3))
     data = Batch(nowhere, action, reward, jnp.zeros(size), nowhere)
-    agent = SAC(
-        critic=MLPConfig((64, 64), layer_norm=True), actor=SMALL, learning_rate=3e-3,
-        initial_temperature=0.1, action_size=1,
+    agent = sac(
+        critic={"network": MLPConfig((64, 64), layer_norm=True)},
+        policy={"network": SMALL, "initial_temperature": 0.1}, learning_rate=3e-3, action_size=1,
     )  # fmt: skip
     state = agent.init(3, 1, key=KEY)
     state, metrics = train_steps(agent, state, data, num_updates=3000, batch_size=256, key=KEY)
     entropy = float(np.mean(metrics["entropy"][-500:]))
     assert entropy == pytest.approx(-0.5, abs=0.03)
 
-    temperature = float(jnp.exp(state.params.log_temperature))
+    temperature = float(jnp.exp(state.params.policy.log_temperature))
     deviation = np.exp(-0.5) / np.sqrt(2 * np.pi * np.e)
     assert temperature == pytest.approx(2 * deviation**2, rel=0.1)
     grid = np.linspace(-1, 1, 20_001)
@@ -190,7 +206,7 @@ def test_finds_the_maximum_entropy_policy_of_one_step():
     mean = np.trapezoid(density * grid, grid)
     spread = np.sqrt(np.trapezoid(density * (grid - mean) ** 2, grid))
     noise = jax.random.normal(KEY, (20_000, 1))
-    drawn = np.asarray(jax.vmap(lambda e: state.params.actor.act(jnp.zeros(3), e))(noise))
+    drawn = np.asarray(jax.vmap(lambda e: state.params.policy.actor.act(jnp.zeros(3), e))(noise))
     assert drawn.mean() == pytest.approx(mean, abs=0.02)
     assert drawn.std() == pytest.approx(spread, rel=0.1)
 
@@ -205,10 +221,11 @@ def pendulums(num):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_learns_pendulum(seed):
     """Random actions get about -1200, what can be had is about -150."""
-    agent = SAC(
-        critic=MLPConfig((64, 64), layer_norm=True, norm_first=True),
-        actor=MLPConfig((64, 64), output_scale=0.01),
-        learning_rate=3e-3, target_rate=0.01, discount=0.95, action_size=1,
+    network = MLPConfig((64, 64), layer_norm=True, norm_first=True)
+    agent = sac(
+        critic={"network": network, "discount": 0.95},
+        policy={"network": MLPConfig((64, 64), output_scale=0.01)},
+        learning_rate=3e-3, target_rate=0.01, action_size=1,
     )  # fmt: skip
     key = jax.random.key(seed)
     state, _ = fit_online(

@@ -22,7 +22,7 @@ from .runs import names
 SMALL = [
     *("--num-updates", "10", "--batch-size", "8", "--log-every", "5", "--evaluate-every", "10"),
     *("--evaluation-episodes", "1", "--checkpoint-every", "5", "--flow-steps", "2"),
-    *("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8"),
+    *("--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"),
 ]
 
 
@@ -152,11 +152,13 @@ def test_what_comes_after_the_last_checkpoint_fails_no_run(capsys, monkeypatch, 
 @pytest.mark.parametrize("number", ["-1e1", "-10.", "-1.5e3", "-7"])
 def test_negative_numbers(capsys, monkeypatch, number):
     seen = []
-    monkeypatch.setattr(cli, "train", lambda config, *a, **k: seen.append(config) or 1 / 0)
+    monkeypatch.setattr(
+        "floq_eqx.cli.train.train", lambda config, *a, **k: seen.append(config) or 1 / 0
+    )
     words = ["--env", "Pendulum-v1", "--online-steps", "9", "--reward-max", "0"]
     floq(capsys, "train", *words, "--reward-min", number)
     floq(capsys, "train", *words, f"--reward_min={number}")
-    assert [config.agent.reward_min for config in seen] == [float(number)] * 2
+    assert [config.agent.critic.reward_min for config in seen] == [float(number)] * 2
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
@@ -198,7 +200,15 @@ def test_arguments_of_the_environment(capsys, tmp_path):
     folder = tmp_path / "run"
     words = ["train", "--agent", "sac", "--env", "floq_eqx/Drawn-v0", "--online-steps", "4"]
     words += ["--log-every", "4", "--evaluate-every", "4", "--checkpoint-every", "4", "--warmup"]
-    words += ["4", "--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--out", folder]
+    words += [
+        "4",
+        "--critic.network.hidden-sizes",
+        "8",
+        "--policy.network.hidden-sizes",
+        "8",
+        "--out",
+        folder,
+    ]
     status, out, err = floq(capsys, *words, "--env-kwargs", '{"reward": 2.5}')
     assert (status, err) == (0, "")
     assert "return 10.0 " in out
@@ -257,7 +267,14 @@ def test_options_that_would_mean_nothing_for_a_run(capsys, tmp_path):
     folder = tmp_path / "run"
     words = ["--agent", "sac", "--env", "floq_eqx/Drawn-v0", "--online-steps", "4", "--warmup", "4"]
     words += ["--log-every", "4", "--evaluate-every", "4", "--checkpoint-every", "4"]
-    words += ["--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--out", folder]
+    words += [
+        "--critic.network.hidden-sizes",
+        "8",
+        "--policy.network.hidden-sizes",
+        "8",
+        "--out",
+        folder,
+    ]
     assert floq(capsys, "train", *words)[0] == 0
     for words, message in [
         (["evaluate", folder, "--success-timing", "post"], "success_timing = 'post' means nothing"),

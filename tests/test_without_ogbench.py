@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from floq_eqx.data import dataset_names, ogbench, parse_name
+from floq_eqx.data import dataset_names, fetching, ogbench, parse_name
 
 # A process in which OGBench and what comes with it alone cannot be imported.
 PRELUDE = """
@@ -22,7 +22,14 @@ import jax, numpy as np, floq_eqx as fq
 from floq_eqx import cli
 """
 INSTALL = "--no-deps ogbench dm_control" if sys.version_info >= (3, 13) else "ogbench"
-SMALL = ("--critic.hidden-sizes", "8", "--actor.hidden-sizes", "8", "--batch-size", "8")
+SMALL = (
+    "--critic.network.hidden-sizes",
+    "8",
+    "--policy.network.hidden-sizes",
+    "8",
+    "--batch-size",
+    "8",
+)
 
 
 def run(code, folder):
@@ -39,14 +46,14 @@ def run(code, folder):
 def test_names_are_those_that_ogbench_registers():
     import gymnasium
 
-    ogbench._ogbench()
+    ogbench.ogbench_module()
     registered = {
         key
         for key, spec in gymnasium.registry.items()
         if str(spec.entry_point).startswith("ogbench.")
     }
     assert {parse_name(name).environment_id for name in dataset_names()} == registered
-    assert ogbench._ogbench("ogbench.utils").DATASET_URL == ogbench.SERVER
+    assert ogbench.ogbench_module("ogbench.utils").DATASET_URL == fetching.SERVER
 
 
 def test_names_are_known(tmp_path):
@@ -81,7 +88,7 @@ np.savez("own.npz", s=draw(32, 3), a=draw(32, 2), r=draw(32))
 own = np.load("own.npz")
 data = fq.Batch(own["s"], own["a"], own["r"], np.ones(32, np.float32), own["s"])
 small = fq.networks.MLPConfig(hidden_sizes=(8,))
-agent = fq.FQL(critic=small, actor=small).for_data(data)
+agent = fq.agents.fql(critic={{"network": small}}, policy={{"network": small}}).for_data(data)
 state = agent.init(observation_size=3, action_size=2, key=key)
 fq.training.train_steps(agent, state, data, num_updates=2, batch_size=8, key=key)
 problem = fq.analysis.RandomWalk(key=key)
@@ -89,7 +96,7 @@ problem.data(8, key=key)
 solver = fq.analysis.default_configurations()[0].solver
 field = lambda t, z: -z
 fq.solve_flow(field, jax.numpy.ones(3), solver=solver, num_steps=2)
-assert abs(fq.analysis.solvers.rank_agreement(np.eye(3), np.eye(3)) - 1) < 1e-6
+assert abs(fq.analysis.rank_agreement(np.eye(3), np.eye(3)) - 1) < 1e-6
 floq("train", "--env", "Pendulum-v1", "--agent", "sac", "--online-steps", 10, "--warmup", 8,
     "--log-every", 10, "--evaluate-every", 10, "--checkpoint-every", 10,
     "--evaluation-episodes", 1, "--out", "run", *{SMALL})

@@ -127,7 +127,8 @@ class ActorCritic(Agent):
             check_unused(where, target_rate=(self.target_rate, default.target_rate))
 
     def _check_unselected(self, where: str) -> None:
-        if not eqx.tree_equal(self.next_selection, Selection()):
+        chosen = self.next_selection
+        if chosen.num_candidates > 1 or chosen.proposal != "policy":
             raise ValueError(f"next_selection means nothing {where}: leave it out.")
 
     @property
@@ -137,7 +138,8 @@ class ActorCritic(Agent):
 
     @property
     def uses_next_action(self) -> bool:
-        return self.policy.uses_next_action and self._asks_policy
+        policy = self.policy.uses_next_action and self._asks_policy
+        return policy or (self.critic is not None and self.critic.uses_next_action)
 
     @property
     def _asks_policy(self) -> bool:

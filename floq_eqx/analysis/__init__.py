@@ -1,5 +1,9 @@
 """Studies of flow critics: exact problems, solvers compared, and why they work."""
 
+from .accuracy import (
+    observed_order as observed_order,
+    rank_agreement as rank_agreement,
+)
 from .compute import (
     matched_ensemble as matched_ensemble,
     matched_residual as matched_residual,
@@ -25,22 +29,22 @@ from .problems import (
     Problem as Problem,
     RandomWalk as RandomWalk,
 )
+from .solver_comparison import (
+    SolverComparison as SolverComparison,
+    SolverRow as SolverRow,
+    compare_solvers as compare_solvers,
+)
+from .solver_configurations import (
+    FIXED_SOLVERS as FIXED_SOLVERS,
+    OverBatch as OverBatch,
+    SolverConfiguration as SolverConfiguration,
+    default_configurations as default_configurations,
+)
 from .solver_study import (
     ProblemName as ProblemName,
     SolverStudy as SolverStudy,
     study_problem as study_problem,
     study_run as study_run,
-)
-from .solvers import (
-    FIXED_SOLVERS as FIXED_SOLVERS,
-    OverBatch as OverBatch,
-    SolverComparison as SolverComparison,
-    SolverConfiguration as SolverConfiguration,
-    SolverRow as SolverRow,
-    compare_solvers as compare_solvers,
-    default_configurations as default_configurations,
-    observed_order as observed_order,
-    rank_agreement as rank_agreement,
 )
 from .trajectories import (
     Contraction as Contraction,

@@ -17,17 +17,12 @@ from ..modules.velocity import AbstractValueVelocity
 from ..networks import MLPConfig
 from ..training.run import Run
 from ..training.running import find_data
+from .accuracy import observed_order
 from .features import first_member
 from .policy_evaluation import evaluate_policy, policy_evaluation
 from .problems import LinearQuadratic, RandomWalk
-from .solvers import (
-    FIXED_SOLVERS,
-    OverBatch,
-    SolverComparison,
-    SolverConfiguration,
-    compare_solvers,
-    observed_order,
-)
+from .solver_comparison import SolverComparison, compare_solvers
+from .solver_configurations import FIXED_SOLVERS, OverBatch, SolverConfiguration
 from .trajectories import contraction, straightness
 
 ProblemName: TypeAlias = Literal["lqr", "walk"]

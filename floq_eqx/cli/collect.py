@@ -10,7 +10,7 @@ from .output import say
 
 def run(arguments: list[str]) -> None:
     from ..data import collect_dataset, fetch_dataset, parse_name
-    from ..data.ogbench import DEFAULT_DIRECTORY
+    from ..data.fetching import DEFAULT_DIRECTORY
 
     @dataclasses.dataclass
     class Collect:

@@ -11,19 +11,20 @@ from .._types import FloatLike
 from ..agents import CRITICS, ActorCritic, Selection, with_options
 from ..agents.plain import NAMED
 from ..training import Run
-from .options import values_of, with_parts_named
+from .options import documented, values_of, with_parts_named
 from .output import print_published, say
 
 
 def _changes(kinds: dict[str, tuple[type, tuple[str, ...]]], name: str) -> type:
     """A dataclass of options that are by default as they were trained."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for kind, options in kinds.values():
-        hints = typing.get_type_hints(kind)
+        hints, described = typing.get_type_hints(kind), documented(kind)
         for option in options:
             hint: Any = Literal[tuple(NAMED[option][1])] if option in NAMED else hints[option]
             hint = float if hint == FloatLike else hint
-            fields[option] = (option, hint | None, None)
+            hint = Annotated[hint | None, tyro.conf.arg(help=described[option])]
+            fields.setdefault(option, (option, hint, None))
     return dataclasses.make_dataclass(name, fields.values())
 
 

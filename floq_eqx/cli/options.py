@@ -34,7 +34,7 @@ def options_like(
     Scalar arrays become floats, solvers and adjoints their names, which a command line can give; a
     network has its kind, and the options of the kind that the default is of.
     """
-    documented = _documented(kind)
+    described = documented(kind)
     hints = typing.get_type_hints(kind)
     fields = []
     for name, network in NETWORKS.items():
@@ -58,13 +58,13 @@ def options_like(
         elif isinstance(default, NetworkConfig):
             hint = options_like(type(default), default)
             default = hint()
-        hint = Annotated[hint, tyro.conf.arg(help=documented.get(f.name, ""))]
+        hint = Annotated[hint, tyro.conf.arg(help=described.get(f.name, ""))]
         name = (renamed or {}).get(f.name, f.name)
         fields.append((name, hint, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(kind.__name__, fields, frozen=True)
 
 
-def _documented(kind: type) -> dict[str, str]:
+def documented(kind: type) -> dict[str, str]:
     """What the bullets of a class's docstring, and of its bases', say of each field, without
     Markdown.
     """
@@ -127,9 +127,9 @@ def with_parts_named(arguments: Sequence[str], options: type, own: Sequence[str]
         bare = name.removeprefix("--").replace("_", "-")
         parts = sorted(flags.get(bare, ())) if name.startswith("--") and bare not in known else []
         if len(parts) > 1:
-            names = " and ".join(f"--{part}.{bare}" for part in parts)
+            names = " and ".join(f"--{part.replace('_', '-')}.{bare}" for part in parts)
             raise ValueError(f"{name} could be {names}: name the part that is meant.")
-        out.append(f"--{parts[0]}.{bare}{equals}{value}" if parts else word)
+        out.append(f"--{parts[0].replace('_', '-')}.{bare}{equals}{value}" if parts else word)
     return out
 
 

@@ -37,9 +37,10 @@ _NONE = "none"
 def run(arguments: list[str]) -> None:
     first = _first(arguments)
     options = _options(first)
-    spelled = with_parts_named(arguments, options.kind, [p for p in PARTS if p in options.parts])
+    spelled = with_parts_named(arguments, options.kind, [*options.parts])
     if (again := _first(spelled)) != first:  # a part's network was named without its part
         options = _options(again)
+        spelled = with_parts_named(spelled, options.kind, [*options.parts])
     parsed = tyro.cli(
         options.kind,
         prog="floq train",
@@ -114,7 +115,7 @@ def _options(first: Any) -> _Options:
     stored = first.resume and first.preset is None and (folder / "config.json").exists()
     if stored:
         defaults = Run(folder).config
-        _check_as_stored(first, agent, defaults, folder)
+        _check_as_stored(first, agent, label, defaults, folder)
         environment = defaults.environment
     else:
         defaults = _preset(name, agent, environment, first.online_steps)
@@ -174,7 +175,7 @@ def _command(
     recipe: Any = Literal[tuple(RECIPES)]
     options = [
         (
-            *("agent", recipe | None, recipe_name(agent)),
+            *("agent", recipe if recipe_name(agent) else recipe | None, recipe_name(agent)),
             "The algorithm: a critic, a policy and a selection, of which the options below decide.",
         ),
         (
@@ -258,13 +259,15 @@ def _preset(
     return preset(typing.cast(Any, name), online_steps=online_steps, **given)
 
 
-def _check_as_stored(first: Any, agent: ActorCritic, stored: TrainConfig, folder: Path) -> None:
+def _check_as_stored(
+    first: Any, agent: ActorCritic, label: str, stored: TrainConfig, folder: Path
+) -> None:
     """Raises a `ValueError` if another agent or environment than that of the run was given."""
     asked = (first.agent, first.critic_kind, first.policy_kind) != (None, None, None)
     own: Any = stored.agent
     if asked and (type(agent.critic), type(agent.policy)) != (type(own.critic), type(own.policy)):
         raise ValueError(
-            f"The run in {folder} is of {stored.agent_name}, and {agent.name} was given: leave "
+            f"The run in {folder} is of {stored.agent_name}, and {label} was given: leave "
             "--agent, --critic and --policy out to resume it, or choose another folder with --out."
         )
     if first.env not in (None, stored.environment):

@@ -1,14 +1,14 @@
 """Transitions, OGBench datasets and their collection."""
 
 from .collect import collect_dataset as collect_dataset
-from .ogbench import (
+from .fetching import fetch_dataset as fetch_dataset
+from .loading import load_dataset as load_dataset
+from .names import (
     DatasetName as DatasetName,
     dataset_names as dataset_names,
-    fetch_dataset as fetch_dataset,
-    load_dataset as load_dataset,
-    make_environment as make_environment,
     parse_name as parse_name,
 )
+from .ogbench import make_environment as make_environment
 from .replay import (
     Collected as Collected,
     Replay as Replay,

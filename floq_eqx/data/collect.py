@@ -21,16 +21,10 @@ from typing import Any
 import numpy as np
 
 from .._progress import progress_bar
-from .ogbench import (
-    SERVER,
-    DatasetName,
-    _make,
-    _ogbench,
-    finish,
-    parse_name,
-    unfinished,
-    validation_path,
-)
+from .fetching import SERVER
+from .files import finish, unfinished, validation_path
+from .names import DatasetName, parse_name
+from .ogbench import _make, ogbench_module
 
 _Episode = dict[str, np.ndarray]
 
@@ -448,7 +442,7 @@ def collect_dataset(
     paths = [train_path, validation_path(train_path)][: 2 if validation else 1]
     _refuse_existing(paths, overwrite)
 
-    _ogbench()  # so that it is missed here, not in a worker
+    ogbench_module()  # so that it is missed here, not in a worker
     counts = [num_episodes, max(1, num_episodes // 10)][: len(paths)]
     tasks = [(split, i) for split, count in enumerate(counts) for i in range(count)]
     job = _Job(dataclasses.replace(parsed, task=None), episode_steps or published_steps, seed)

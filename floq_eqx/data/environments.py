@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .episodes import close_or_warn, one_line
-from .ogbench import dataset_names
+from .names import dataset_names
 
 
 def make_box_environment(name: str, /, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..data.ogbench import finish, unfinished
+from ..data.files import finish, unfinished
 
 _LARGEST_JSON = 1 << 20
 

@@ -29,6 +29,8 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
     - `discount`: γ, in [0, 1).
     """
 
+    uses_next_action: ClassVar[bool] = False
+    """Whether it needs the action that the data took in the next observation."""
     test_time: ClassVar[tuple[str, ...]] = ()
     """The options of `score` that can change after training."""
 

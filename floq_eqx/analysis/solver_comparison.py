@@ -6,7 +6,7 @@ import io
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import diffrax
@@ -18,116 +18,12 @@ from jaxtyping import Array, Float, Int
 
 from .._checks import check_sizes
 from .._progress import progress_bar
-from .._types import Key, Number, Scalar
+from .._types import Key
 from ..data.transitions import Batch
-from ..integrate import RESULTS, FlowSolution, solve_flow
+from ..integrate import RESULTS, FlowSolution
 from ..modules.velocity import AbstractValueVelocity
-
-FIXED_SOLVERS: tuple[diffrax.AbstractSolver, ...] = (
-    diffrax.Euler(),
-    diffrax.Midpoint(),
-    diffrax.Heun(),
-    diffrax.Ralston(),
-    diffrax.Bosh3(),
-    diffrax.Tsit5(),
-    diffrax.Dopri5(),
-    diffrax.Dopri8(),
-)
-"""What `default_configurations` takes equal steps with."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SolverConfiguration:
-    """A solver and its steps: equal ones or, by a tolerance, adaptive ones.
-
-    **Arguments:**
-
-    - `solver`: a Diffrax solver of ordinary differential equations.
-    - `num_steps`: K equal steps, or
-    - `tolerance`: adaptive steps with this relative and absolute tolerance of an integral
-        controller; absolute in units of the return.
-    - `independent`: every example takes its own adaptive steps.
-    - `max_steps`: the most that an adaptive solve tries.
-    """
-
-    solver: diffrax.AbstractSolver
-    num_steps: int | None = None
-    tolerance: Number | None = None
-    independent: bool = False
-    max_steps: int = 1024
-
-    @property
-    def name(self) -> str:
-        """Such as `Euler K=8` or `Tsit5 tol=0.001 each`."""
-        kind = type(self.solver).__name__
-        if self.tolerance is None:
-            return f"{kind} K={self.num_steps}"
-        return f"{kind} tol={self.tolerance:g}{' each' if self.independent else ''}"
-
-    def check(self) -> None:
-        """**Raises:** `ValueError` if it does not say how to choose the steps."""
-        if (self.num_steps is None) == (self.tolerance is None):
-            raise ValueError("Give num_steps for equal steps, or a tolerance for adaptive ones.")
-        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
-            raise ValueError(f"tolerance must be positive, got {self.tolerance}.")
-        if self.tolerance is None and self.independent:
-            raise ValueError("Equal steps are the same for every example: independent=False.")
-
-    def solve(
-        self,
-        member: AbstractValueVelocity,
-        z0: Float[Array, "batch"],
-        observation: Float[Array, "batch observation"],
-        action: Float[Array, "batch action"],
-    ) -> FlowSolution:
-        """One field's integrals for a batch, without raising for those that fail."""
-        self.check()
-        controller = None
-        if self.tolerance is not None:
-            controller = diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance)
-        return solve_flow(
-            member if self.independent else OverBatch(member),
-            z0,
-            observation,
-            action,
-            solver=self.solver,
-            num_steps=1 if self.num_steps is None else self.num_steps,
-            stepsize_controller=controller,
-            max_steps=self.max_steps,
-            independent=self.independent,
-            throw=False,
-        )
-
-
-class OverBatch(eqx.Module):
-    """A field of one example for a batch; a module, so that its parameters are seen as such."""
-
-    member: AbstractValueVelocity
-
-    def __call__(self, t: Scalar, *args: Array) -> Float[Array, "batch"]:
-        return jax.vmap(self.member, in_axes=(None, 0, 0, 0))(t, *args)
-
-
-def default_configurations(
-    *,
-    num_steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
-    tolerances: Sequence[Number] = (1e-1, 1e-2, 1e-3),
-) -> list[SolverConfiguration]:
-    """Every solver of `FIXED_SOLVERS` at each number of steps; Heun, Bosh3, Tsit5 and Dopri8 with
-    shared adaptive steps, Tsit5 also with each example's own; and Kvaerno3, which is implicit, for
-    fields that are stiff, at each tolerance.
-    """
-    fixed = [SolverConfiguration(solver, k) for solver in FIXED_SOLVERS for k in num_steps]
-    shared = (diffrax.Heun(), diffrax.Bosh3(), diffrax.Tsit5(), diffrax.Dopri8())
-    adaptive = [SolverConfiguration(s, tolerance=tol) for s in shared for tol in tolerances]
-    own = [
-        SolverConfiguration(diffrax.Tsit5(), tolerance=tol, independent=True) for tol in tolerances
-    ]
-    stiff = [
-        SolverConfiguration(diffrax.Kvaerno3(), tolerance=tol, independent=True)
-        for tol in tolerances
-    ]
-    return fixed + adaptive + own + stiff
+from .accuracy import rank_agreement, widen
+from .solver_configurations import SolverConfiguration, default_configurations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +183,7 @@ def compare_solvers(
         )
     arguments = (field, z0, batch.observation, candidates)
     with jax.enable_x64(True):
-        wide = jax.tree.map(_widen, arguments)
+        wide = jax.tree.map(widen, arguments)
         reference = eqx.filter_jit(_values)(_REFERENCE, *wide)
         failure = _failure(reference)
         if failure:
@@ -322,10 +218,6 @@ def _candidates(
     shape = (len(batch), number - 1, batch.action.shape[1])
     others = jax.random.uniform(key, shape, minval=-1, maxval=1)
     return jnp.concatenate([batch.action[:, None], others], axis=1)
-
-
-def _widen(leaf: Any) -> Any:
-    return jnp.asarray(np.asarray(leaf), jnp.float64) if eqx.is_inexact_array(leaf) else leaf
 
 
 def _solve(
@@ -420,52 +312,5 @@ def _row(
     )
 
 
-def rank_agreement(
-    value: Float[np.ndarray, "batch candidate"], other: Float[np.ndarray, "batch candidate"]
-) -> float:
-    """The mean over the batch of Kendall's τ-b between two rankings of the candidates."""
-    from scipy.stats import kendalltau  # slow to import
-
-    # A row without any order, such as that of a constant, agrees with nothing.
-    taus = [kendalltau(*pair)[0] for pair in zip(value, other, strict=True)]  # pyright: ignore
-    return float(np.nan_to_num(taus).mean())
-
-
 def _rms(error: Float[np.ndarray, "..."]) -> float:
     return float(np.sqrt(np.mean(np.square(error))))
-
-
-def observed_order(
-    velocity: Callable[..., Array],
-    x0: Float[Array, "..."],
-    *args: Any,
-    solver: diffrax.AbstractSolver,
-    num_steps: Sequence[int] = (8, 16, 32, 64),
-) -> float:
-    r"""The order p with which a solver's error falls as $K^{-p}$ on a field, in float64.
-
-    The least-squares slope of log(mean error) against log K. On a field that is smooth enough at
-    these steps it is the solver's own order; if it is less, the field is not.
-
-    **Arguments:**
-
-    - `velocity`, `x0`, `*args`: as in [`floq_eqx.solve_flow`][]; their floats become float64.
-    - `solver`: a Diffrax solver, which takes equal steps.
-    - `num_steps`: at least two K; errors are held against 4 times the largest with Dopri8.
-
-    **Raises:** `ValueError` for fewer than two K, or if an error is exactly zero: then there is no
-    order to see.
-    """
-    if len(set(num_steps)) < 2:
-        raise ValueError(f"An order takes at least two different num_steps, got {num_steps}.")
-    with jax.enable_x64(True):
-        velocity, x0, args = jax.tree.map(_widen, (velocity, x0, args))
-
-        def value(solver: diffrax.AbstractSolver, k: int) -> np.ndarray:
-            return np.asarray(solve_flow(velocity, x0, *args, solver=solver, num_steps=k).value)
-
-        reference = value(diffrax.Dopri8(), 4 * max(num_steps))
-        errors = [float(np.abs(value(solver, k) - reference).mean()) for k in num_steps]
-    if min(errors) == 0:
-        raise ValueError(f"An error is exactly zero, so there is no order to see: {errors}.")
-    return -float(np.polyfit(np.log(num_steps), np.log(errors), 1)[0])
