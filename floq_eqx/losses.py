@@ -114,8 +114,12 @@ def categorical_loss(
 def policy_loss(q: Float[Array, "batch"], *, normalise: bool = False) -> Scalar:
     """-mean(q), which the actor descends.
 
-    With `normalise`, divided by mean |q| (without its gradient), so that the weight of the other
-    terms does not depend on the scale of the rewards (TD3+BC, arXiv 2106.06860, equation 5).
+    With `normalise`, divided by mean |q| (without its gradient) unless that is 0, so that the
+    weight of the other terms does not depend on the scale of the rewards (TD3+BC, arXiv 2106.06860,
+    equation 5).
     """
     loss = -jnp.mean(q)
-    return loss * stop_gradient(1 / jnp.mean(jnp.abs(q))) if normalise else loss
+    if not normalise:
+        return loss
+    size = jnp.mean(jnp.abs(q))
+    return loss * stop_gradient(1 / jnp.where(size > 0, size, 1.0))

@@ -516,7 +516,7 @@ class TestPairs:
             ),
             (
                 lambda: ActorCritic(None, BehaviouralFlow(), next_selection=Selection(2)),
-                "Nothing can choose among candidates without a critic",
+                "next_selection means nothing without a critic",
             ),
             (
                 lambda: ActorCritic(
@@ -535,6 +535,18 @@ class TestPairs:
             (
                 lambda: ActorCritic(Flow(), BehaviouralFlow()),
                 "BehaviouralFlow clones the data and never asks Flow: let the critic choose",
+            ),
+            (
+                lambda: ActorCritic(TD(), BehaviouralFlow(), next_selection=Selection(2)),
+                "BehaviouralFlow clones the data and never asks TD",
+            ),
+            (
+                lambda: ActorCritic(Implicit(), Deterministic(next_penalty=1.0)),
+                "next_penalty = 1.0 means nothing where no target takes the policy's next action",
+            ),
+            (
+                lambda: ActorCritic(Implicit(), TanhGaussian(backup_entropy=False)),
+                "backup_entropy = False means nothing where no target takes",
             ),
             (
                 lambda: ActorCritic(TD(), Gaussian(extraction="clone")),

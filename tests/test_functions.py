@@ -96,6 +96,10 @@ class TestLosses:
         assert policy_loss(q, normalise=True) == pytest.approx(1)
         grad = jax.grad(lambda q: policy_loss(q, normalise=True))(q)
         np.testing.assert_allclose(grad, -0.25, rtol=1e-6)
+        nothing = jnp.zeros(2)
+        assert policy_loss(nothing, normalise=True) == 0
+        grad = jax.grad(lambda q: policy_loss(q, normalise=True))(nothing)
+        np.testing.assert_allclose(grad, -0.5)
 
     @pytest.mark.parametrize(
         ("loss", "shapes"),

@@ -90,20 +90,26 @@ class ActorCritic(Agent):
         policy = type(self.policy).__name__
         if self.critic is None:
             self._check_without_critic(policy)
-        elif not (self.policy.uses_value or self._chooses or isinstance(self.policy, Fixed)):
+        elif not self.policy.uses_value and self._only_clones:
             raise ValueError(
                 f"{policy} clones the data and never asks {type(self.critic).__name__}: let the "
                 "critic choose, with num_candidates > 1 in selection, or leave it out."
             )
-        if self.critic is not None and self.critic.num_next_actions == 0:
+        elif self.critic.num_next_actions == 0:
             self._check_unselected(f"where {type(self.critic).__name__} wants no next action")
+        if not self._asks_policy:
+            default = {f.name: f.default for f in dataclasses.fields(self.policy)}
+            for name in self.policy.target_options:
+                value = (getattr(self.policy, name), default[name])
+                check_unused("where no target takes the policy's next action", **{name: value})
         for selection in (self.selection, self.next_selection):
             if selection.proposal == "behaviour" and not self.policy.has_behaviour:
                 raise ValueError(
                     f"{policy} has no clone of the data's policy to propose actions: leave out "
                     "proposal = 'behaviour', or take a policy that has one, such as OneStep."
                 )
-        if isinstance(self.critic, BoundedCritic) and _unbounded(self.policy.bonus_bounds(1)):
+        bounded = self._asks_policy and isinstance(self.critic, BoundedCritic)
+        if bounded and _unbounded(self.policy.bonus_bounds(1)):
             raise ValueError(
                 f"{policy} adds an entropy without bounds to the next value, and "
                 f"{type(self.critic).__name__} represents values within the bounds of the rewards "
@@ -111,13 +117,13 @@ class ActorCritic(Agent):
             )
 
     @property
-    def _chooses(self) -> bool:
-        return max(s.num_candidates for s in (self.selection, self.next_selection)) > 1
+    def _only_clones(self) -> bool:
+        return self.selection.num_candidates == 1 and not isinstance(self.policy, Fixed)
 
     def _check_without_critic(self, policy: str) -> None:
         if self.policy.uses_value:
             raise ValueError(f"{policy} raises a value, and there is no critic: give one.")
-        if self._chooses:
+        if self.selection.num_candidates > 1:
             raise ValueError("Nothing can choose among candidates without a critic: give one.")
         where = "without a critic"
         self._check_unselected(where)
@@ -227,8 +233,8 @@ class ActorCritic(Agent):
         self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
     ) -> tuple[Scalar, Metrics]:
         """The part of the loss that trains the critic."""
-        critic: Any = self._bounded(self.action_size)
         size, action_size = batch.critic.action.shape
+        critic: Any = self._bounded(action_size)
         next_action = jnp.zeros((size, 0, action_size))
         seen = batch.critic
         if critic.num_next_actions:
@@ -246,7 +252,7 @@ class ActorCritic(Agent):
         self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
     ) -> tuple[Scalar, Metrics]:
         """The part of the loss that trains the policy."""
-        critic: Any = self._bounded(self.action_size)
+        critic: Any = self._bounded(batch.policy.action.shape[1])
         fixed, observation = frozen(params.critic), batch.critic.observation
         critique = Critique(
             q=lambda action: critic.value(fixed, observation, action, noise.value),
@@ -258,7 +264,7 @@ class ActorCritic(Agent):
         self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
     ) -> NextAction:
         """`num_next_actions` actions for each next observation, a transition's side by side."""
-        critic: Any = self._bounded(self.action_size)
+        critic: Any = self._bounded(batch.policy.action.shape[1])
         count = self.next_selection.num_candidates
         rows = critic.num_next_actions * count
         repeated = _repeat(batch.policy, rows)
@@ -277,11 +283,11 @@ class ActorCritic(Agent):
         chosen = self.next_selection.choose(jnp.reshape(score, (-1, count)), noise.choice)
         return _chosen(proposed, chosen, count)
 
-    def _bounded(self, action_size: int | None) -> AbstractCritic | None:
+    def _bounded(self, action_size: int) -> AbstractCritic | None:
         """The critic, with bounds that hold the rewards and the bonus that the policy pays."""
         if not isinstance(self.critic, BoundedCritic) or not self._asks_policy:
             return self.critic
-        low, high = self.policy.bonus_bounds(1 if action_size is None else action_size)
+        low, high = self.policy.bonus_bounds(action_size)
         if all(isinstance(bound, float) and bound == 0 for bound in (low, high)):
             return self.critic
         discount = self.critic.discount
@@ -338,7 +344,7 @@ class ActorCritic(Agent):
         if count == 1:
             noise = jnp.zeros(shape) if by_mode else jax.random.normal(key, shape)
             return self._propose(params.policy, observations, noise)[0]
-        critic: Any = self._bounded(self.action_size)
+        critic: Any = self._bounded(shape[1])
         action_key, score_key, choice_key = jax.random.split(key, 3)
         noise = jax.random.normal(action_key, shape)
         action = self._propose(params.policy, observations, noise)

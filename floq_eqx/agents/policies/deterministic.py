@@ -39,6 +39,7 @@ class Deterministic(AbstractPolicy[GaussianActor, GaussianActor, None]):
 
     uses_next_action: ClassVar[bool] = True
     acts_by_mode: ClassVar[bool] = True
+    target_options: ClassVar[tuple[str, ...]] = ("next_penalty",)
 
     cloning_weight: FloatLike = 0.1
     next_penalty: FloatLike = 0.01

@@ -47,6 +47,8 @@ class AbstractPolicy(eqx.Module, Generic[Params, Slow, Draws]):
     """Whether it needs the action that the data took in the next observation."""
     acts_by_mode: ClassVar[bool] = False
     """Whether it is evaluated by the action of noise zero; it explores by draws all the same."""
+    target_options: ClassVar[tuple[str, ...]] = ()
+    """The options that count in a critic's target alone, which the policy's next actions make."""
     has_behaviour: ClassVar[bool] = False
     """Whether it has a clone of the data's policy beside itself."""
 

@@ -48,6 +48,7 @@ class TanhGaussian(AbstractPolicy[TanhGaussianParams, None, Actions]):
     """
 
     acts_by_mode: ClassVar[bool] = True
+    target_options: ClassVar[tuple[str, ...]] = ("backup_entropy",)
 
     entropy_per_component: FloatLike = -0.5
     initial_temperature: FloatLike = 1.0
