@@ -723,14 +723,8 @@ def test_solvers_refuses(capsys, tmp_path, monkeypatch, words, message):
 ONLINE = [
     *("train", "--agent", "sac", "--env", "Pendulum-v1", "--warmup", "10", "--batch-size", "4"),
     *("--log-every", "20", "--evaluate-every", "40", "--checkpoint-every", "20"),
-    *(
-        "--evaluation-episodes",
-        "1",
-        "--critic.network.hidden-sizes",
-        "8",
-        "--policy.network.hidden-sizes",
-        "8",
-    ),
+    *("--evaluation-episodes", "1"),
+    *("--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"),
 ]
 
 

@@ -273,14 +273,8 @@ WORDS = [
     *("train", "--agent", "fql", "--num-updates", "1000000", "--batch-size", "8"),
     *("--log-every", "100", "--evaluate-every", "1000000", "--checkpoint-every", "1000000"),
     *("--evaluation-episodes", "1"),
-    *(
-        "--critic.network.hidden-sizes",
-        "8",
-        "--policy.network.hidden-sizes",
-        "8",
-        "--flow-steps",
-        "2",
-    ),
+    *("--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"),
+    *("--flow-steps", "2"),
 ]
 
 

@@ -237,14 +237,8 @@ def test_configurations_of_online_runs(tmp_path):
 COMMAND = [
     *("train", "--agent", "sac", "--env", "Pendulum-v1", "--warmup", "50", "--batch-size", "8"),
     *("--log-every", "20", "--evaluate-every", "100", "--evaluation-episodes", "1"),
-    *(
-        "--checkpoint-every",
-        "20",
-        "--critic.network.hidden-sizes",
-        "8",
-        "--policy.network.hidden-sizes",
-        "8",
-    ),
+    *("--checkpoint-every", "20"),
+    *("--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"),
     *("--resume", "--online-steps"),
 ]
 

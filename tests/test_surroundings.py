@@ -199,16 +199,10 @@ gymnasium.register("floq_eqx/Drawn-v0", Drawn)
 def test_arguments_of_the_environment(capsys, tmp_path):
     folder = tmp_path / "run"
     words = ["train", "--agent", "sac", "--env", "floq_eqx/Drawn-v0", "--online-steps", "4"]
-    words += ["--log-every", "4", "--evaluate-every", "4", "--checkpoint-every", "4", "--warmup"]
-    words += [
-        "4",
-        "--critic.network.hidden-sizes",
-        "8",
-        "--policy.network.hidden-sizes",
-        "8",
-        "--out",
-        folder,
-    ]
+    words += ["--log-every", "4", "--evaluate-every", "4", "--checkpoint-every", "4"]
+    words += ["--warmup", "4"]
+    words += ["--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"]
+    words += ["--out", folder]
     status, out, err = floq(capsys, *words, "--env-kwargs", '{"reward": 2.5}')
     assert (status, err) == (0, "")
     assert "return 10.0 " in out
@@ -267,14 +261,8 @@ def test_options_that_would_mean_nothing_for_a_run(capsys, tmp_path):
     folder = tmp_path / "run"
     words = ["--agent", "sac", "--env", "floq_eqx/Drawn-v0", "--online-steps", "4", "--warmup", "4"]
     words += ["--log-every", "4", "--evaluate-every", "4", "--checkpoint-every", "4"]
-    words += [
-        "--critic.network.hidden-sizes",
-        "8",
-        "--policy.network.hidden-sizes",
-        "8",
-        "--out",
-        folder,
-    ]
+    words += ["--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"]
+    words += ["--out", folder]
     assert floq(capsys, "train", *words)[0] == 0
     for words, message in [
         (["evaluate", folder, "--success-timing", "post"], "success_timing = 'post' means nothing"),

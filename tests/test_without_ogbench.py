@@ -23,12 +23,8 @@ from floq_eqx import cli
 """
 INSTALL = "--no-deps ogbench dm_control" if sys.version_info >= (3, 13) else "ogbench"
 SMALL = (
-    "--critic.network.hidden-sizes",
-    "8",
-    "--policy.network.hidden-sizes",
-    "8",
-    "--batch-size",
-    "8",
+    *("--critic.network.hidden-sizes", "8", "--policy.network.hidden-sizes", "8"),
+    *("--batch-size", "8"),
 )
 
 
