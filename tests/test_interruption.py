@@ -18,9 +18,10 @@ from floq_eqx.training import (
     OnlineConfig,
     Run,
     TrainConfig,
-    running,
     stopping,
     train,
+    trainer,
+    watch,
 )
 
 from .runs import (
@@ -133,7 +134,7 @@ def whole(data, tmp_path_factory):
     return train(small_config(data), tmp_path_factory.mktemp("whole") / "run")
 
 
-def between(monkeypatch, step, signum, module=running):
+def between(monkeypatch, step, signum, module=trainer):
     """Sends a signal after so many updates or steps, once."""
     watch, sent = module._Watch, []
 
@@ -183,13 +184,13 @@ def test_at_a_bad_moment(data, whole, tmp_path, monkeypatch, when):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         if when == "in an evaluation":
-            evaluate = running.evaluate
+            evaluate = watch.evaluate
 
             def interrupted(*args, before_step, **kwargs):
                 send(signal.SIGINT)
                 return evaluate(*args, before_step=before_step, **kwargs)
 
-            patch.setattr(running, "evaluate", interrupted)
+            patch.setattr(watch, "evaluate", interrupted)
         else:
             save = Run.save
 
@@ -210,7 +211,7 @@ def test_at_a_bad_moment(data, whole, tmp_path, monkeypatch, when):
 
 def test_the_last_evaluation_is_made_up_for(data, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(running, "evaluate", lambda *a, **k: 1 / 0)
+        patch.setattr(watch, "evaluate", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(small_config(data, evaluate_every=20), tmp_path / "run")
     # Older checkpoints go after the evaluation, which may make one of them the best.

@@ -89,9 +89,18 @@ def test_the_default_task_is_ogbenchs(environment):
     ("agent", "environment", "variant", "expected"),
     [
         # Rows of the papers' tables, written down a second time.
-        ("floq", "antmaze-giant", "default", {"critic.num_steps": 8, "critic.aggregation": "min"}),
-        ("floq", "antmaze-giant", "best", {"critic.num_steps": 4, "critic.aggregation": "min", "policy.alpha": 10}),
-        ("floq", "antmaze-giant", "online", {"critic.num_steps": 4, "critic.discount": 0.995, "policy.alpha": 10}),
+        (
+            *("floq", "antmaze-giant", "default"),
+            {"critic.num_steps": 8, "critic.aggregation": "min"},
+        ),
+        (
+            *("floq", "antmaze-giant", "best"),
+            {"critic.num_steps": 4, "critic.aggregation": "min", "policy.alpha": 10},
+        ),
+        (
+            *("floq", "antmaze-giant", "online"),
+            {"critic.num_steps": 4, "critic.discount": 0.995, "policy.alpha": 10},
+        ),
         ("floq", "humanoidmaze-large", "best", {"critic.num_steps": 8, "policy.alpha": 20}),
         ("floq", "humanoidmaze-large", "online", {"critic.num_steps": 16, "policy.alpha": 20}),
         ("floq", "puzzle-4x4", "default", {"critic.noise_coverage": 0.1, "policy.alpha": 1000}),
@@ -103,13 +112,26 @@ def test_the_default_task_is_ogbenchs(environment):
         ("value_flows", "cube-double", "default", {"critic.discount": 0.995, "policy.alpha": 10}),
         (
             *("value_flows", "cube-double", "online"),
-            {"critic.discount": 0.995, "critic.confidence_temperature": 3, "policy.alpha": 300, "critic.bcfm_weight": 1},
+            {
+                "critic.discount": 0.995,
+                "critic.confidence_temperature": 3,
+                "policy.alpha": 300,
+                "critic.bcfm_weight": 1,
+            },
         ),
         (
             *("value_flows", "puzzle-4x4", "online"),
             {
-                **{"critic.bcfm_weight": 3, "critic.confidence_temperature": 0.1, "policy.alpha": 300},
-                **{"critic.value_aggregation": "min", "critic.aggregation": "mean", "critic.discount": 0.99},
+                **{
+                    "critic.bcfm_weight": 3,
+                    "critic.confidence_temperature": 0.1,
+                    "policy.alpha": 300,
+                },
+                **{
+                    "critic.value_aggregation": "min",
+                    "critic.aggregation": "mean",
+                    "critic.discount": 0.99,
+                },
             },
         ),
     ],
@@ -152,7 +174,9 @@ def test_laptop_trains_any_agent_on_collected_data(agent):
 
 def test_presets_by_name():
     giant = {"agent": "floq", "environment": task("antmaze-giant")}
-    steps = [preset(name, **giant).agent.critic.num_steps for name in ("paper", "paper-best", "laptop")]
+    steps = [
+        preset(name, **giant).agent.critic.num_steps for name in ("paper", "paper-best", "laptop")
+    ]
     assert steps == [8, 4, 4]
     soccer = {"agent": "fql", "environment": task("antsoccer-arena")}
     assert preset("paper-online", **soccer).agent.policy.alpha == 30

@@ -17,7 +17,7 @@ from floq_eqx import cli
 from floq_eqx.data import Replay, fingerprint
 from floq_eqx.evaluation import make_environments
 from floq_eqx.training import OnlineConfig, Run, checkpoints, finetune, fit, fit_online, train
-from floq_eqx.training.running import find_data
+from floq_eqx.training.trainer import find_data
 
 from .runs import names, same_run, small_agent, small_config
 
@@ -193,10 +193,10 @@ def test_keep(data, tmp_path, monkeypatch, changes, steps):
         result = real(*args, **kwargs)
         return dataclasses.replace(result, success=np.full(1, next(successes)))
 
-    from floq_eqx.training import running
+    from floq_eqx.training import watch
 
-    real = running.evaluate
-    monkeypatch.setattr(running, "evaluate", evaluate)
+    real = watch.evaluate
+    monkeypatch.setattr(watch, "evaluate", evaluate)
     config = small_config(data, evaluate_every=5, max_episode_steps=2, **changes)
     with pytest.warns(UserWarning, match="2 steps"):
         run = train(config, tmp_path / "run")
@@ -269,10 +269,10 @@ def test_what_was_collected_comes_along(data, copy, tmp_path):
 def test_killed_right_after_its_first_checkpoint(copy, tmp_path, monkeypatch):
     """What comes along is in it, though nothing has been collected yet."""
     first = finetune(copy, tmp_path / "first", OnlineConfig(num_steps=5), changes=ONLINE)
-    from floq_eqx.training import running
+    from floq_eqx.training import trainer
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "fit_online", lambda *a, **k: 1 / 0)
+        patch.setattr(trainer, "fit_online", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             finetune(first.folder, tmp_path / "second", OnlineConfig(num_steps=5), changes=ONLINE)
     second = Run(tmp_path / "second")

@@ -120,7 +120,7 @@ def test_a_backend_inherited_from_a_notebook(data, tmp_path, backend):
 @pytest.mark.filterwarnings("default")
 def test_what_comes_after_the_last_checkpoint_fails_no_run(capsys, monkeypatch, data, tmp_path):
     """A figure that cannot be drawn, a logger or an environment that cannot be closed."""
-    from floq_eqx.training import running
+    from floq_eqx.training import watch
 
     def fail(*args, **kwargs):
         raise OSError("no luck")
@@ -131,7 +131,7 @@ def test_what_comes_after_the_last_checkpoint_fails_no_run(capsys, monkeypatch, 
         return environments
 
     monkeypatch.setattr("floq_eqx.plotting.learning_curves", fail)
-    monkeypatch.setattr(running, "make_environments", make)
+    monkeypatch.setattr(watch, "make_environments", make)
     monkeypatch.setattr("floq_eqx.training.loggers.MultiLogger.close", fail)
     folder = tmp_path / "run"
     words = ["train", "--agent", "fql", *SMALL, "--data", data, "--out", folder]

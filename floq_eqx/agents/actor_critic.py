@@ -335,7 +335,9 @@ class ActorCritic(Agent):
         return self._act(state, observation, key, by_mode=self.policy.acts_by_mode)
 
     def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
-        return self._act(state, observation, key, by_mode=False)
+        # A clone has nothing to explore for.
+        by_mode = self.policy.acts_by_mode and not self.policy.uses_value
+        return self._act(state, observation, key, by_mode=by_mode)
 
     def _act(self, state: State, observation: Observation, key: Key, *, by_mode: bool) -> Action:
         params, count = state.params, self.selection.num_candidates

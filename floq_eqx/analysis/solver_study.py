@@ -16,7 +16,7 @@ from ..data.transitions import Batch, sample
 from ..modules.velocity import AbstractValueVelocity
 from ..networks import MLPConfig
 from ..training.run import Run
-from ..training.running import find_data
+from ..training.trainer import find_data
 from .accuracy import observed_order
 from .features import first_member
 from .policy_evaluation import evaluate_policy, policy_evaluation

@@ -59,7 +59,7 @@ class Evaluate:
 def run(arguments: list[str]) -> None:
     from ..data.episodes import close_or_warn
     from ..evaluation import check_recording, evaluate, make_environments, record
-    from ..training.running import describe
+    from ..training.watch import describe
 
     options = tyro.cli(
         Evaluate,

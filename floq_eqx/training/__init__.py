@@ -12,4 +12,4 @@ from .loop import (
 )
 from .online import OnlineProgress as OnlineProgress, fit_online as fit_online
 from .run import Facts as Facts, Run as Run
-from .running import finetune as finetune, train as train
+from .trainer import finetune as finetune, train as train

@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,24 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from .._progress import progress_bar
-from .._types import Number
 from ..agents.agent import Agent, State
 from ..data import Batch, Replay, collect_dataset, fingerprint, load_dataset, parse_name
 from ..data.episodes import EnvironmentFaultError, close_or_warn
-from ..evaluation import Evaluation, evaluate, make_environments
 from .config import CHANGEABLE, OnlineConfig, TrainConfig
 from .interruption import Interrupted, Stop, stopping
 from .lock import locked
-from .loggers import Logger, LoggerName, check_loggers, open_loggers
+from .loggers import LoggerName, check_loggers, open_loggers
 from .loop import Progress, fit
 from .online import OnlineProgress, fit_online
+from .resuming import (
+    OF_THE_DATA,
+    check_more_to_do,
+    check_same_config,
+    check_same_data,
+    say_new_decay,
+)
 from .run import Facts, Run, claim, write_config
-
-OF_THE_DATA = ("action_size", "critic.reward_min", "critic.reward_max")
-"""What a run fills in of its agent, from the data."""
+from .watch import Watch, make_world
 
 
 def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
@@ -159,12 +160,12 @@ def _training(
     if old is None:
         claim(folder)
     else:
-        _check_same_config(old.config, config, ignore=(grows, *CHANGEABLE, *OF_THE_DATA))
+        check_same_config(old.config, config, ignore=(grows, *CHANGEABLE, *OF_THE_DATA))
 
     data = find_data(config, progress=progress) if config.needs_data else None
     world = None
     if config.online is not None:
-        world = _make_world(config, config.online.num_environments)
+        world = make_world(config, config.online.num_environments)
         stack.callback(close_or_warn, "an environment", world.close)
     agent, facts = _fitted(config.agent, data, world)
     path = None if config.data is None else str(Path(config.data).expanduser().absolute())
@@ -176,13 +177,13 @@ def _training(
 
     step = 0
     if old is not None:
-        _check_same_data(old, facts)
-        _check_same_config(old.config, config, ignore=(grows, *CHANGEABLE))
+        check_same_data(old, facts)
+        check_same_config(old.config, config, ignore=(grows, *CHANGEABLE))
         if old.steps():
             step = old.last_step()
             state = old.restore(state, step=step, checked=True)
-        _check_more_to_do(step, config, grows, report)
-        _say_new_decay(old.config.agent, agent, report)
+        check_more_to_do(step, config, grows, report)
+        say_new_decay(old.config.agent, agent, report)
     start = None
     if config.online is not None and step < config.num_updates:
         start = config.online.start
@@ -200,7 +201,7 @@ def _training(
         resume_at = None if old is None else step
         logger = open_loggers(folder, loggers, resume_at=resume_at, config=config.to_plain())
         stack.callback(close_or_warn, "a logger", logger.close)
-        watch = _Watch(
+        watch = Watch(
             run=run,
             agent=agent,
             writer=stack.enter_context(run.checkpoints()),
@@ -230,7 +231,7 @@ def _go(
     start: str | None,
     train_key: Any,
     online_key: Any,
-    watch: "_Watch",
+    watch: Watch,
 ) -> None:
     """What is left to do from a step on."""
     online = config.online
@@ -258,15 +259,6 @@ def _go(
         watch.stop.check()
 
 
-def _make_world(config: TrainConfig, num: int) -> Any:
-    return make_environments(
-        config.environment,
-        num,
-        success_timing=config.success_timing,
-        **config.environment_kwargs,
-    )
-
-
 def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]:
     """The agent with what it must know, and what else the run found."""
     if data is not None:
@@ -276,6 +268,12 @@ def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]
     (action_size,) = world.single_action_space.shape
     agent = dataclasses.replace(agent, action_size=action_size)
     return agent, Facts(observation_size, action_size)
+
+
+def _check_networks(agent: Agent) -> None:
+    """Raises for networks that cannot be built, before minutes go into collecting."""
+    size = agent.action_size or 1
+    eqx.filter_eval_shape(lambda key: agent.init(1, size, key=key), jax.random.key(0))
 
 
 def _restore_start(config: TrainConfig, start: str, like: State) -> State:
@@ -314,7 +312,7 @@ def _with_collected_before(
     return replay.add(newest)
 
 
-def _offline(config: TrainConfig, state: State, data: Any, key: Any, watch: "_Watch") -> State:
+def _offline(config: TrainConfig, state: State, data: Any, key: Any, watch: Watch) -> State:
     def after(now: Progress) -> None:
         rates = {"updates_per_second": now.updates_per_second}
         watch.after_chunk(now.step, now.state, rates, now.metrics)
@@ -341,7 +339,7 @@ def _online(
     world: Any,
     start: int,
     key: Any,
-    watch: "_Watch",
+    watch: Watch,
 ) -> None:
     def after(now: OnlineProgress, leave: bool = False) -> None:
         rates = {
@@ -388,214 +386,3 @@ def _online(
         if now is not None and config.num_updates + now.step > watch.logged:
             after(now, leave=True)
         raise
-
-
-class _Watch:
-    """What is done between chunks: rows in the tables, checkpoints, evaluations, the bar."""
-
-    def __init__(
-        self,
-        *,
-        run: Run,
-        agent: Agent,
-        writer: Any,
-        logger: Logger,
-        report: Callable[[str], None],
-        stop: Stop,
-        stack: contextlib.ExitStack,
-        progress: bool,
-    ):
-        self.run, self.agent, self.writer, self.logger = run, agent, writer, logger
-        self.report, self.stop, self.progress = report, stop, progress
-        self._stack, self._environments, self._show = stack, None, lambda step: None
-        rows = run.table("train.csv")
-        self._start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
-        self.logged = int(rows[-1]["step"]) if rows else 0
-        self._saved = max(run.steps(), default=0)
-        self._assessed = int(max((r["step"] for r in run.table("evaluation.csv")), default=0))
-
-    @contextlib.contextmanager
-    def bar(self, unit: str, initial: int, total: int) -> Iterator[None]:
-        """Shows one while it lasts."""
-        with progress_bar(unit, total=total, initial=initial, show=self.progress) as self._show:
-            yield
-
-    def between(self, done: int) -> bool:
-        """Shows how many updates or steps are done, and says whether to stop there."""
-        self._show(done)
-        return self.stop()
-
-    def after_chunk(
-        self,
-        step: int,
-        state: State,
-        rates: dict[str, float],
-        metrics: dict[str, Number],
-        replay: Replay | None = None,
-        *,
-        leave: bool = False,
-    ) -> None:
-        """A row, and what is due of a checkpoint and an evaluation, in this order: an evaluation
-        that was missed is made up for when the run is resumed. To `leave`, only save.
-        """
-        config = self.run.config
-        row = self._counts(step, state) | rates | dict(sorted(metrics.items()))
-        self.logger.log(step, row, table="train")
-        self.logged = step
-        leave = leave or self.stop()
-        evaluated = self._due(step, config.evaluate_every, self._assessed)
-        if (
-            leave
-            or self._due(step, config.checkpoint_every, self._saved)
-            or (evaluated and config.keep == "best")
-        ):
-            self.save(step, state, replay)
-        if evaluated and not leave:
-            try:
-                self.assess_if_due(step, state)
-            except Interrupted:
-                self.save(step, state, replay)
-                raise
-            except Exception as error:
-                self.save(step, state, replay)
-                text = f"what was trained until step {step} is saved in {self.run.folder}"
-                error.add_note(f"In an evaluation; {text}.")
-                self._say(f"the evaluation failed, and {text}")
-                raise
-        self.run.prune()
-        self.stop.check()  # What was asked for meanwhile needs no further updates.
-
-    def save(self, step: int, state: State, replay: Replay | None = None) -> None:
-        if step not in self.run.steps():
-            self.run.save(self.writer, state, step=step, replay=replay)
-        self._saved = step
-
-    def assess_if_due(self, step: int, state: State) -> None:
-        config = self.run.config
-        if not self._due(step, config.evaluate_every, self._assessed):
-            return
-        if self._environments is None:
-            self._environments = _make_world(config, min(10, config.evaluation_episodes))
-            self._stack.callback(close_or_warn, "an environment", self._environments.close)
-        result = evaluate(
-            self.agent,
-            state,
-            self._environments,
-            num_episodes=config.evaluation_episodes,
-            max_episode_steps=config.max_episode_steps,
-            seed=config.seed,
-            before_step=self.stop.check,
-        )
-        row = self._counts(step, state) | result.summary()
-        self.logger.log(step, row, table="evaluation")
-        self._assessed = step
-        steps = step - config.num_updates
-        where = f"update {int(state.step)}" if steps <= 0 else f"environment step {steps}"
-        self._say(f"{where}: {describe(result)}")
-
-    def tells_success(self) -> bool:
-        """Whether an episode of the run told success before, online or in an evaluation."""
-        online = [row.get("episode_success") for row in self.run.table("train.csv")]
-        evaluated = [row.get("success") for row in self.run.table("evaluation.csv")]
-        return any(told is not None and not np.isnan(told) for told in online + evaluated)
-
-    def _say(self, line: str) -> None:
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode():
-            self.report(line)
-
-    def _due(self, step: int, every: int, last: int) -> bool:
-        """Whether a multiple has been passed since: several environments may step over it."""
-        ends = (self.run.config.num_updates, self.run.config.last_step)
-        return step // every > last // every or (step in ends and step != last)
-
-    def _counts(self, step: int, state: State) -> dict[str, Number]:
-        seconds = {"seconds": time.perf_counter() - self._start}
-        if self.run.config.online is None:
-            return seconds
-        env_steps = max(0, step - self.run.config.num_updates)
-        return seconds | {"updates": int(state.step), "env_steps": env_steps}
-
-
-def _check_networks(agent: Agent) -> None:
-    """Raises for networks that cannot be built, before minutes go into collecting."""
-    size = agent.action_size or 1
-    eqx.filter_eval_shape(lambda key: agent.init(1, size, key=key), jax.random.key(0))
-
-
-def describe(result: Evaluation) -> str:
-    """One line: success, return and length, each with its standard deviation over episodes."""
-    s = result.summary()
-    success = "" if np.isnan(s["success"]) else f"success {s['success']:.2f}, "
-    return (
-        f"{success}return {s['returns']:.1f} ± {s['returns_std']:.1f}, "
-        f"length {s['lengths']:.0f} ± {s['lengths_std']:.0f} ({len(result.success)} episodes)"
-    )
-
-
-def _check_same_data(old: Run, facts: Facts) -> None:
-    if old.facts != facts:
-        raise ValueError(
-            f"{old.folder} was trained on other data: it found {_facts_text(old.facts)}, and now "
-            f"there are {_facts_text(facts)}. Resume with the same data, wherever they lie now, or "
-            "start in another folder."
-        )
-
-
-def _facts_text(facts: Facts) -> str:
-    content = "" if facts.data is None else f", content {facts.data[:12]}"
-    return (
-        f"observations of {facts.observation_size} and actions of {facts.action_size} "
-        f"components{content}"
-    )
-
-
-def _say_new_decay(old: Agent, new: Agent, report: Callable[[str], None]) -> None:
-    if old.decay_updates != new.decay_updates:
-        until = (
-            "is constant from now on"
-            if new.decay_updates is None
-            else f"falls to zero at update {new.decay_updates} from now on"
-        )
-        report(f"the learning rate {until}; until now decay_updates was {old.decay_updates}")
-
-
-def _check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[str]) -> None:
-    """Raises a `ValueError` that names the settings of a resumed run that have changed."""
-
-    def flat(config: TrainConfig) -> dict[str, Any]:
-        plain = config.to_plain()
-        plain |= plain.pop("agent")
-        for part in ("critic", "policy", "selection", "next_selection", "online"):
-            options = plain.pop(part, None) or {}
-            plain |= {f"{part}.{name}": value for name, value in options.items()}
-        return {name: value for name, value in plain.items() if name not in ignore}
-
-    before, after = flat(old), flat(new)
-    changed = [
-        f"{name}: {before.get(name)!r} before, {after.get(name)!r} now"
-        for name in before | after
-        if before.get(name) != after.get(name)
-    ]
-    if changed:
-        raise ValueError(
-            "The run in this folder has another configuration; resume with its own, or start "
-            "in another folder. Different: " + "; ".join(changed) + "."
-        )
-
-
-def _check_more_to_do(
-    step: int, config: TrainConfig, grows: str, report: Callable[[str], None]
-) -> None:
-    unit = "update" if config.online is None else "step"
-    if step > config.last_step:
-        raise ValueError(
-            f"The run is at {unit} {step} already: resume with a larger {grows} than ends at "
-            f"{config.last_step}."
-        )
-    report(
-        f"finished before: {unit} {step} of {config.last_step}"
-        if step == config.last_step
-        else f"continuing at {unit} {step} of {config.last_step}"
-    )

@@ -1,0 +1,78 @@
+"""What may change when a run is resumed, and what is said of what does."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..agents.agent import Agent
+from .config import TrainConfig
+from .run import Facts, Run
+
+OF_THE_DATA = ("action_size", "critic.reward_min", "critic.reward_max")
+"""What a run fills in of its agent, from the data."""
+
+
+def check_same_data(old: Run, facts: Facts) -> None:
+    if old.facts != facts:
+        raise ValueError(
+            f"{old.folder} was trained on other data: it found {_facts_text(old.facts)}, and now "
+            f"there are {_facts_text(facts)}. Resume with the same data, wherever they lie now, or "
+            "start in another folder."
+        )
+
+
+def _facts_text(facts: Facts) -> str:
+    content = "" if facts.data is None else f", content {facts.data[:12]}"
+    return (
+        f"observations of {facts.observation_size} and actions of {facts.action_size} "
+        f"components{content}"
+    )
+
+
+def say_new_decay(old: Agent, new: Agent, report: Callable[[str], None]) -> None:
+    if old.decay_updates != new.decay_updates:
+        until = (
+            "is constant from now on"
+            if new.decay_updates is None
+            else f"falls to zero at update {new.decay_updates} from now on"
+        )
+        report(f"the learning rate {until}; until now decay_updates was {old.decay_updates}")
+
+
+def check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[str]) -> None:
+    """Raises a `ValueError` that names the settings of a resumed run that have changed."""
+
+    def flat(config: TrainConfig) -> dict[str, Any]:
+        plain = config.to_plain()
+        plain |= plain.pop("agent")
+        for part in ("critic", "policy", "selection", "next_selection", "online"):
+            options = plain.pop(part, None) or {}
+            plain |= {f"{part}.{name}": value for name, value in options.items()}
+        return {name: value for name, value in plain.items() if name not in ignore}
+
+    before, after = flat(old), flat(new)
+    changed = [
+        f"{name}: {before.get(name)!r} before, {after.get(name)!r} now"
+        for name in before | after
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            "The run in this folder has another configuration; resume with its own, or start "
+            "in another folder. Different: " + "; ".join(changed) + "."
+        )
+
+
+def check_more_to_do(
+    step: int, config: TrainConfig, grows: str, report: Callable[[str], None]
+) -> None:
+    unit = "update" if config.online is None else "step"
+    if step > config.last_step:
+        raise ValueError(
+            f"The run is at {unit} {step} already: resume with a larger {grows} than ends at "
+            f"{config.last_step}."
+        )
+    report(
+        f"finished before: {unit} {step} of {config.last_step}"
+        if step == config.last_step
+        else f"continuing at {unit} {step} of {config.last_step}"
+    )

@@ -1,0 +1,166 @@
+"""What is done between chunks of a run: its tables, checkpoints, evaluations and progress bar."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .._progress import progress_bar
+from .._types import Number
+from ..agents.agent import Agent, State
+from ..data import Replay
+from ..data.episodes import close_or_warn
+from ..evaluation import Evaluation, evaluate, make_environments
+from .config import TrainConfig
+from .interruption import Interrupted, Stop
+from .loggers import Logger
+from .run import Run
+
+
+class Watch:
+    """What is done between chunks: rows in the tables, checkpoints, evaluations, the bar."""
+
+    def __init__(
+        self,
+        *,
+        run: Run,
+        agent: Agent,
+        writer: Any,
+        logger: Logger,
+        report: Callable[[str], None],
+        stop: Stop,
+        stack: contextlib.ExitStack,
+        progress: bool,
+    ):
+        self.run, self.agent, self.writer, self.logger = run, agent, writer, logger
+        self.report, self.stop, self.progress = report, stop, progress
+        self._stack, self._environments, self._show = stack, None, lambda step: None
+        rows = run.table("train.csv")
+        self._start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+        self.logged = int(rows[-1]["step"]) if rows else 0
+        self._saved = max(run.steps(), default=0)
+        self._assessed = int(max((r["step"] for r in run.table("evaluation.csv")), default=0))
+
+    @contextlib.contextmanager
+    def bar(self, unit: str, initial: int, total: int) -> Iterator[None]:
+        """Shows one while it lasts."""
+        with progress_bar(unit, total=total, initial=initial, show=self.progress) as self._show:
+            yield
+
+    def between(self, done: int) -> bool:
+        """Shows how many updates or steps are done, and says whether to stop there."""
+        self._show(done)
+        return self.stop()
+
+    def after_chunk(
+        self,
+        step: int,
+        state: State,
+        rates: dict[str, float],
+        metrics: dict[str, Number],
+        replay: Replay | None = None,
+        *,
+        leave: bool = False,
+    ) -> None:
+        """A row, and what is due of a checkpoint and an evaluation, in this order: an evaluation
+        that was missed is made up for when the run is resumed. To `leave`, only save.
+        """
+        config = self.run.config
+        row = self._counts(step, state) | rates | dict(sorted(metrics.items()))
+        self.logger.log(step, row, table="train")
+        self.logged = step
+        leave = leave or self.stop()
+        evaluated = self._due(step, config.evaluate_every, self._assessed)
+        if (
+            leave
+            or self._due(step, config.checkpoint_every, self._saved)
+            or (evaluated and config.keep == "best")
+        ):
+            self.save(step, state, replay)
+        if evaluated and not leave:
+            try:
+                self.assess_if_due(step, state)
+            except Interrupted:
+                self.save(step, state, replay)
+                raise
+            except Exception as error:
+                self.save(step, state, replay)
+                text = f"what was trained until step {step} is saved in {self.run.folder}"
+                error.add_note(f"In an evaluation; {text}.")
+                self._say(f"the evaluation failed, and {text}")
+                raise
+        self.run.prune()
+        self.stop.check()  # What was asked for meanwhile needs no further updates.
+
+    def save(self, step: int, state: State, replay: Replay | None = None) -> None:
+        if step not in self.run.steps():
+            self.run.save(self.writer, state, step=step, replay=replay)
+        self._saved = step
+
+    def assess_if_due(self, step: int, state: State) -> None:
+        config = self.run.config
+        if not self._due(step, config.evaluate_every, self._assessed):
+            return
+        if self._environments is None:
+            self._environments = make_world(config, min(10, config.evaluation_episodes))
+            self._stack.callback(close_or_warn, "an environment", self._environments.close)
+        result = evaluate(
+            self.agent,
+            state,
+            self._environments,
+            num_episodes=config.evaluation_episodes,
+            max_episode_steps=config.max_episode_steps,
+            seed=config.seed,
+            before_step=self.stop.check,
+        )
+        row = self._counts(step, state) | result.summary()
+        self.logger.log(step, row, table="evaluation")
+        self._assessed = step
+        steps = step - config.num_updates
+        where = f"update {int(state.step)}" if steps <= 0 else f"environment step {steps}"
+        self._say(f"{where}: {describe(result)}")
+
+    def tells_success(self) -> bool:
+        """Whether an episode of the run told success before, online or in an evaluation."""
+        online = [row.get("episode_success") for row in self.run.table("train.csv")]
+        evaluated = [row.get("success") for row in self.run.table("evaluation.csv")]
+        return any(told is not None and not np.isnan(told) for told in online + evaluated)
+
+    def _say(self, line: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode():
+            self.report(line)
+
+    def _due(self, step: int, every: int, last: int) -> bool:
+        """Whether a multiple has been passed since: several environments may step over it."""
+        ends = (self.run.config.num_updates, self.run.config.last_step)
+        return step // every > last // every or (step in ends and step != last)
+
+    def _counts(self, step: int, state: State) -> dict[str, Number]:
+        seconds = {"seconds": time.perf_counter() - self._start}
+        if self.run.config.online is None:
+            return seconds
+        env_steps = max(0, step - self.run.config.num_updates)
+        return seconds | {"updates": int(state.step), "env_steps": env_steps}
+
+
+def make_world(config: TrainConfig, num: int) -> Any:
+    return make_environments(
+        config.environment,
+        num,
+        success_timing=config.success_timing,
+        **config.environment_kwargs,
+    )
+
+
+def describe(result: Evaluation) -> str:
+    """One line: success, return and length, each with its standard deviation over episodes."""
+    s = result.summary()
+    success = "" if np.isnan(s["success"]) else f"success {s['success']:.2f}, "
+    return (
+        f"{success}return {s['returns']:.1f} ± {s['returns_std']:.1f}, "
+        f"length {s['lengths']:.0f} ± {s['lengths_std']:.0f} ({len(result.success)} episodes)"
+    )
