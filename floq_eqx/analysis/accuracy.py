@@ -61,4 +61,5 @@ def observed_order(
 
 
 def widen(leaf: Any) -> Any:
+    """An array of real numbers in float64, and anything else as it is."""
     return jnp.asarray(np.asarray(leaf), jnp.float64) if eqx.is_inexact_array(leaf) else leaf

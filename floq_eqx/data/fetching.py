@@ -28,6 +28,7 @@ def dataset_paths(name: DatasetName, directory: str | os.PathLike[str]) -> list[
 
 
 def how_to_get(name: DatasetName) -> str:
+    """What to do about a dataset that is missing, for an error."""
     how = f"fetch it with floq_eqx.data.fetch_dataset({name.dataset!r}, mirror=...)"
     if name.family in ("pointmaze", "cube", "scene", "puzzle"):
         how = f"collect it with floq_eqx.data.collect_dataset({name.dataset!r}, path) or {how}"

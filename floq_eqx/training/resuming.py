@@ -12,6 +12,7 @@ OF_THE_DATA = ("action_size", "critic.reward_min", "critic.reward_max")
 
 
 def check_same_data(old: Run, facts: Facts) -> None:
+    """Raises a `ValueError` if a resumed run finds other data than it was trained on."""
     if old.facts != facts:
         raise ValueError(
             f"{old.folder} was trained on other data: it found {_facts_text(old.facts)}, and now "
@@ -29,6 +30,7 @@ def _facts_text(facts: Facts) -> str:
 
 
 def say_new_decay(old: Agent, new: Agent, report: Callable[[str], None]) -> None:
+    """Says so if a resumed run has another decay of its learning rate."""
     if old.decay_updates != new.decay_updates:
         until = (
             "is constant from now on"
@@ -65,6 +67,7 @@ def check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[st
 def check_more_to_do(
     step: int, config: TrainConfig, grows: str, report: Callable[[str], None]
 ) -> None:
+    """Says where a resumed run continues, and raises a `ValueError` if it is past its end."""
     unit = "update" if config.online is None else "step"
     if step > config.last_step:
         raise ValueError(

@@ -148,6 +148,7 @@ class Watch:
 
 
 def make_world(config: TrainConfig, num: int) -> Any:
+    """As many copies of a run's environment."""
     return make_environments(
         config.environment,
         num,
