@@ -420,14 +420,17 @@ def test_a_run_of_no_name(capsys, data, tmp_path):
 def test_resuming_with_another_part(run, capsys):
     folder, _ = run
     words = ["train", "--resume", "--out", str(folder)]
-    for other, name in [
-        (["--critic", "quantile"], "iqn"),
-        (["--policy", "shortcut"], "flow-shortcut"),
-        (["--agent", "iql"], "iql"),
+    own = {"floq": "flow", "fql": "td"}[folder.name]
+    for option, other, mine in [
+        ("--critic", "quantile", own),
+        ("--policy", "shortcut", "one_step"),
+        ("--agent", "iql", folder.name),
     ]:
-        status, _, err = floq(capsys, *words, *other)
+        status, _, err = floq(capsys, *words, option, other)
         assert (status, err.count("\n")) == (1, 1)
-        assert f"is of {folder.name}, and {name} was given: leave --agent, --critic and" in err
+        assert f"is of {option} {mine}, and {other} was given: leave {option} out" in err
+    status, out, _ = floq(capsys, *words, "--critic", own, "--policy", "one_step")
+    assert (status, "finished before" in out) == (0, True)
 
 
 def test_a_run_of_version_0_1(run, capsys, tmp_path):

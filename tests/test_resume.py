@@ -329,7 +329,7 @@ def test_resume_alone_takes_the_options_from_the_folder(copy, capsys, data):
     config = Run(copy).config
     assert (config.num_updates, config.keep, config.agent_name) == (30, "all", "fql")
     for words, message in [
-        (["--agent", "floq"], "is of fql, and floq was given"),
+        (["--agent", "floq"], "is of --agent fql, and floq was given"),
         (["--env", "scene-play-singletask-task1-v0"], "is of --env cube-single-play"),
         (["--online-steps", "5"], "floq finetune"),
         (["--alpha", "3"], "Different: policy.alpha: 10.0 before, 3.0 now"),

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .._checks import nearest
-from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, with_options
+from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, to_plain, with_options
 from ..agents.critics import BoundedCritic
-from ..agents.plain import KINDS
 from ..agents.recipes import composed, recipe_name
 from ..networks import NetworkConfig
 from ..training import Run, TrainConfig, train
@@ -78,15 +77,18 @@ def _first(arguments: list[str]) -> Any:
     class Network:
         kind: str | None = None
 
-    @dataclasses.dataclass
-    class Part:
-        network: Network = dataclasses.field(default_factory=Network)
-        distilled_network: Network = dataclasses.field(default_factory=Network)
+    networks = {
+        f.name: (f.name, Network, dataclasses.field(default_factory=Network))
+        for kind in (*CRITICS.values(), *POLICIES.values())
+        for f in dataclasses.fields(kind)
+        if f.type == NetworkConfig
+    }
+    part: Any = dataclasses.make_dataclass("Part", networks.values())
 
     @dataclasses.dataclass
     class First:
-        critic: Annotated[Part, tyro.conf.arg(name="critic")]
-        policy: Annotated[Part, tyro.conf.arg(name="policy")]
+        critic: Annotated[Any, tyro.conf.arg(name="critic", constructor=part)]
+        policy: Annotated[Any, tyro.conf.arg(name="policy", constructor=part)]
         critic_kind: Annotated[str | None, tyro.conf.arg(name="critic")] = None
         policy_kind: Annotated[str | None, tyro.conf.arg(name="policy")] = None
         agent: str | None = None
@@ -115,7 +117,7 @@ def _options(first: Any) -> _Options:
     stored = first.resume and first.preset is None and (folder / "config.json").exists()
     if stored:
         defaults = Run(folder).config
-        _check_as_stored(first, agent, label, defaults, folder)
+        _check_as_stored(first, defaults, folder)
         environment = defaults.environment
     else:
         defaults = _preset(name, agent, environment, first.online_steps)
@@ -134,7 +136,7 @@ def _options(first: Any) -> _Options:
     ask = () if stored or not defaults.online else bounds
     known = () if defaults.online else bounds
     parts: dict[str, type] = {}
-    for part in ("critic", "policy", "selection", "next_selection"):
+    for part in PARTS:
         module = getattr(made, part)
         if module is None or (isinstance(module, Selection) and not _selects(made, part)):
             continue
@@ -170,7 +172,6 @@ def _command(
     """The dataclass of the whole command."""
     from ..presets import Preset
 
-    names = {kind: name for _, known in KINDS.values() for name, kind in known.items()}
     of_folder = loggers_of(folder) if stored else ()
     recipe: Any = Literal[tuple(RECIPES)]
     options = [
@@ -179,12 +180,12 @@ def _command(
             "The algorithm: a critic, a policy and a selection, of which the options below decide.",
         ),
         (
-            *("critic_kind", Literal[(*CRITICS, _NONE)], names.get(type(agent.critic), _NONE)),
+            *("critic_kind", Literal[(*CRITICS, _NONE)], _name(agent.critic)),
             "How a value is represented and learned, instead of the algorithm's; none to clone the "
             "data's policy alone.",
         ),
         (
-            *("policy_kind", Literal[tuple(POLICIES)], names[type(agent.policy)]),
+            *("policy_kind", Literal[tuple(POLICIES)], _name(agent.policy)),
             "How to act and to learn it, instead of the algorithm's.",
         ),
         (
@@ -236,18 +237,21 @@ def _agent(first: Any) -> tuple[ActorCritic, str]:
     made = RECIPES[name]()
     if first.critic_kind is None and first.policy_kind is None:
         return made, name
-    names = {kind: name for _, known in KINDS.values() for name, kind in known.items()}
-    critic = first.critic_kind or names.get(type(made.critic), _NONE)
-    policy = first.policy_kind or names[type(made.policy)]
+    critic = first.critic_kind or _name(made.critic)
+    policy = first.policy_kind or _name(made.policy)
     pair = composed(None if critic == _NONE else critic, policy)
     label = recipe_name(pair) or f"{critic}-{policy}"
     if first.agent is not None and label != name:
         raise ValueError(
-            f"--agent {name} has the critic {names.get(type(made.critic), _NONE)} and the policy "
-            f"{names[type(made.policy)]}, and {critic} and {policy} were asked for: leave --agent "
-            "out."
+            f"--agent {name} has the critic {_name(made.critic)} and the policy "
+            f"{_name(made.policy)}, and {critic} and {policy} were asked for: leave --agent out."
         )
     return pair, label
+
+
+def _name(part: Any) -> str:
+    """A critic's or a policy's name."""
+    return _NONE if part is None else to_plain(part)["kind"]
 
 
 def _preset(
@@ -259,22 +263,20 @@ def _preset(
     return preset(typing.cast(Any, name), online_steps=online_steps, **given)
 
 
-def _check_as_stored(
-    first: Any, agent: ActorCritic, label: str, stored: TrainConfig, folder: Path
-) -> None:
+def _check_as_stored(first: Any, stored: TrainConfig, folder: Path) -> None:
     """Raises a `ValueError` if another agent or environment than that of the run was given."""
-    asked = (first.agent, first.critic_kind, first.policy_kind) != (None, None, None)
-    own: Any = stored.agent
-    if asked and (type(agent.critic), type(agent.policy)) != (type(own.critic), type(own.policy)):
-        raise ValueError(
-            f"The run in {folder} is of {stored.agent_name}, and {label} was given: leave "
-            "--agent, --critic and --policy out to resume it, or choose another folder with --out."
-        )
-    if first.env not in (None, stored.environment):
-        raise ValueError(
-            f"The run in {folder} is of --env {stored.environment}, and {first.env} was given: "
-            "leave --env out to resume it, or choose another folder with --out."
-        )
+    agent: Any = stored.agent
+    for option, given, own in (
+        ("--agent", first.agent, stored.agent_name),
+        ("--critic", first.critic_kind, _name(agent.critic)),
+        ("--policy", first.policy_kind, _name(agent.policy)),
+        ("--env", first.env, stored.environment),
+    ):
+        if given not in (None, own):
+            raise ValueError(
+                f"The run in {folder} is of {option} {own}, and {given} was given: leave {option} "
+                "out to resume it, or choose another folder with --out."
+            )
     if stored.online is None and first.online_steps is not None:
         raise ValueError(
             f"The run in {folder} is offline: floq finetune {folder} --online-steps "
