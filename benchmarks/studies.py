@@ -371,8 +371,6 @@ def measure(agent, state, batch, key):
     """The error, and statistics of the penultimate features; a flow's are those at t = 0."""
     where = (batch.observation, batch.action)
     critic, params = agent.critic, state.params.critic
-    if isinstance(critic, analysis.DisturbedCritic):
-        critic = critic.critic
     if isinstance(critic, Flow):
         z0 = critic.initial_value(jax.random.uniform(key, (len(batch),)))
         features = analysis.field_features(params.field, jnp.zeros_like(z0), z0, *where)

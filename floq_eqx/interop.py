@@ -245,12 +245,12 @@ def _floq(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
         "train_at_zero_only": config["train_at_zero_only"],
         "value_embedding": "hl_gauss" if config["use_prob_embed"] else "rescaled",
         "time_embedding": "cosine" if config["embed_time"] else "raw",
-        "num_bins": config["num_bins"],
-        "sigma": config["sigma"],
         "reward_offset": config["reward_offset"],
         "network": _critic_network(config, field),
         "distilled_network": _critic_network(config, distilled),
     }
+    if config["use_prob_embed"]:
+        critic |= {"num_bins": config["num_bins"], "sigma": config["sigma"]}
     return floq(critic=critic, policy=_one_step(config, "actor_flow_steps"), **_adam(config))
 
 

@@ -317,6 +317,8 @@ def laptop(
     if online is not None:
         schedule = {"learning_rate": 5e-4, "decay_updates": None}
     if isinstance(agent, str):
+        if agent not in RECIPES:
+            raise nearest("agent", agent, RECIPES)
         agent = RECIPES[agent](**LAPTOP.get(agent, {}))
     made = small(with_options(agent, schedule))
     from_scratch = isinstance(made.policy, TanhGaussian)

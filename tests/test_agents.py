@@ -37,7 +37,6 @@ from floq_eqx.agents import (
     average,
     floq,
     from_plain,
-    recipe_name,
     to_plain,
     with_options,
 )
@@ -431,7 +430,7 @@ class TestContracts:
     def test_plain_form(self, name):
         for agent in (RECIPES[name](), small_agent(name)):
             assert eqx.tree_equal(from_plain(json.loads(json.dumps(to_plain(agent)))), agent)
-            assert recipe_name(agent) == name
+            assert agent.recipe == name
 
 
 QUICK = ("flow", "td", "implicit")
@@ -500,7 +499,7 @@ class TestPairs:
         plain = to_plain(agent)
         assert (plain["critic"]["kind"], plain["policy"]["kind"]) == (critic, policy)
         assert eqx.tree_equal(from_plain(json.loads(json.dumps(plain))), agent)
-        assert recipe_name(agent) is None
+        assert agent.recipe is None
         assert agent.name == f"{CRITICS[critic].__name__} x {POLICIES[policy].__name__}"
 
     @pytest.mark.parametrize(
@@ -1041,6 +1040,6 @@ def test_fql_with_a_residual_critic():
     state, noise = start(agent)
     _, metrics = eqx.filter_jit(agent.update)(state, BATCH, noise)
     assert jnp.isfinite(metrics["loss"])
-    assert recipe_name(agent) == "fql"
+    assert agent.recipe == "fql"
     assert isinstance(agent.critic, TD)
     assert not isinstance(agent.critic, Flow)

@@ -52,7 +52,7 @@ from .recipes import (
     iql as iql,
     iqn as iqn,
     rebrac as rebrac,
-    recipe_name as recipe_name,
+    recipe as recipe,
     sac as sac,
     sorl as sorl,
     value_flows as value_flows,

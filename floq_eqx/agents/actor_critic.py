@@ -61,14 +61,14 @@ class ActorCritic(Agent):
     **Arguments:** those of every [`floq_eqx.agents.Agent`][], and
 
     - `critic`: How a value is represented and learned; `None` clones the data's policy alone.
-    - `policy`: How to act.
+    - `policy`: How one acts, and what is learned to act so.
     - `selection`: Which of several actions is taken when acting.
     - `next_selection`: Which of several actions is the next one in the critic's target.
     - `target_rate`: The share τ of the new parameters in the slow averages, in [0, 1].
     - `gradient_norm`: The largest norm of the critic's gradient, and of the policy's; `None` for
         no limit.
-    - `policy_every`: The number of updates from one that moves the policy, and the averages, to
-        the next.
+    - `policy_every`: Move the policy and all slow averages, the critic's too, in every n-th update.
+    - `recipe`: The name of the algorithm in [`floq_eqx.agents.RECIPES`][], if it has one.
 
     **Raises:** `ValueError` for a pair that makes no sense, and says why: a policy that raises a
     value without a critic, a critic that a cloning policy never asks, or settings without effect.
@@ -81,21 +81,29 @@ class ActorCritic(Agent):
     target_rate: FloatLike = eqx.field(default=0.005, kw_only=True)
     gradient_norm: FloatLike | None = eqx.field(default=None, kw_only=True)
     policy_every: int = eqx.field(static=True, default=1, kw_only=True)
+    recipe: str | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
         check_range("target_rate", self.target_rate, 0, 1)
         check_sizes(policy_every=self.policy_every)
         if self.gradient_norm is not None:
-            check_range("gradient_norm", self.gradient_norm)
+            check_range("gradient_norm", self.gradient_norm, open_low=True)
+        self._check_parts()
         policy = type(self.policy).__name__
         if self.critic is None:
             self._check_without_critic(policy)
         elif not self.policy.uses_value and self._only_clones:
             raise ValueError(
                 f"{policy} clones the data and never asks {type(self.critic).__name__}: let the "
-                "critic choose, with num_candidates > 1 in selection, or leave it out."
+                "critic choose, with num_candidates > 1 in selection, or leave the critic out "
+                "(--critic none)."
             )
         elif self.critic.num_next_actions == 0:
+            if isinstance(self.policy, Fixed):
+                raise ValueError(
+                    f"{type(self.critic).__name__} learns values of the data and would never ask "
+                    "the fixed policy: take a critic that wants next actions."
+                )
             self._check_unselected(f"where {type(self.critic).__name__} wants no next action")
         if not self._asks_policy:
             default = {f.name: f.default for f in dataclasses.fields(self.policy)}
@@ -115,6 +123,18 @@ class ActorCritic(Agent):
                 f"{type(self.critic).__name__} represents values within the bounds of the rewards "
                 "alone: leave the entropy out of the target, with backup_entropy = False."
             )
+
+    def _check_parts(self) -> None:
+        for name, kind, example in (
+            ("critic", AbstractCritic | None, "Flow()"),
+            ("policy", AbstractPolicy, "OneStep()"),
+            ("selection", Selection, "Selection()"),
+            ("next_selection", Selection, "Selection()"),
+        ):
+            part = getattr(self, name)
+            if not isinstance(part, kind):
+                got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+                raise ValueError(f"{name} is {got}; expected an instance, such as {example}.")
 
     @property
     def _only_clones(self) -> bool:
@@ -168,7 +188,7 @@ class ActorCritic(Agent):
         self.check_init_sizes(observation_size, action_size)
         critic_key, policy_key = jax.random.split(key)
         sizes = (observation_size, action_size)
-        critic = self._bounded(action_size)
+        critic = self.bounded_critic(action_size)
         params = Parts(
             None if critic is None else critic.init(*sizes, key=critic_key),
             self.policy.init(*sizes, key=policy_key),
@@ -202,24 +222,20 @@ class ActorCritic(Agent):
         return ActorCriticNoise(critic, policy, value, action, score, choice)
 
     def loss(
-        self, params: Parts, targets: Parts, batch: Batch | Parts, noise: ActorCriticNoise
-    ) -> tuple[Scalar, Metrics]:
-        """The critic's loss and the policy's; neither moves the other's parameters.
-
-        **Arguments:** as every agent's, and `batch` may be `Parts`: the transitions as the critic
-        and as the policy see them.
-        """
-        return self._loss(params, targets, batch, noise, moves_policy=True)
-
-    def _loss(
         self,
         params: Parts,
         targets: Parts,
         batch: Batch | Parts,
         noise: ActorCriticNoise,
         *,
-        moves_policy: Bool[Array, ""] | bool,
+        moves_policy: Bool[Array, ""] | bool = True,
     ) -> tuple[Scalar, Metrics]:
+        """The critic's loss and, where it `moves_policy`, the policy's; neither moves the other's
+        parameters.
+
+        **Arguments:** as every agent's, and `batch` may be `Parts`: the transitions as the critic
+        and as the policy see them.
+        """
         seen = batch if isinstance(batch, Parts) else Parts(batch, batch)
         loss, metrics = self.policy_loss(params, targets, seen, noise)
         if moves_policy is not True:
@@ -234,7 +250,7 @@ class ActorCritic(Agent):
     ) -> tuple[Scalar, Metrics]:
         """The part of the loss that trains the critic."""
         size, action_size = batch.critic.action.shape
-        critic: Any = self._bounded(action_size)
+        critic: Any = self.bounded_critic(action_size)
         next_action = jnp.zeros((size, 0, action_size))
         seen = batch.critic
         if critic.num_next_actions:
@@ -252,7 +268,7 @@ class ActorCritic(Agent):
         self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
     ) -> tuple[Scalar, Metrics]:
         """The part of the loss that trains the policy."""
-        critic: Any = self._bounded(batch.policy.action.shape[1])
+        critic: Any = self.bounded_critic(batch.policy.action.shape[1])
         fixed, observation = frozen(params.critic), batch.critic.observation
         critique = Critique(
             q=lambda action: critic.value(fixed, observation, action, noise.value),
@@ -264,7 +280,7 @@ class ActorCritic(Agent):
         self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
     ) -> NextAction:
         """`num_next_actions` actions for each next observation, a transition's side by side."""
-        critic: Any = self._bounded(batch.policy.action.shape[1])
+        critic: Any = self.bounded_critic(batch.policy.action.shape[1])
         count = self.next_selection.num_candidates
         rows = critic.num_next_actions * count
         repeated = _repeat(batch.policy, rows)
@@ -283,7 +299,7 @@ class ActorCritic(Agent):
         chosen = self.next_selection.choose(jnp.reshape(score, (-1, count)), noise.choice)
         return _chosen(proposed, chosen, count)
 
-    def _bounded(self, action_size: int) -> AbstractCritic | None:
+    def bounded_critic(self, action_size: int) -> AbstractCritic | None:
         """The critic, with bounds that hold the rewards and the bonus that the policy pays."""
         if not isinstance(self.critic, BoundedCritic) or not self._asks_policy:
             return self.critic
@@ -302,7 +318,7 @@ class ActorCritic(Agent):
         moves = True if self.policy_every == 1 else self._moves_policy(state)
         return self.descend(
             state,
-            lambda params: self._loss(params, state.targets, batch, noise, moves_policy=moves),
+            lambda params: self.loss(params, state.targets, batch, noise, moves_policy=moves),
         )
 
     def next_targets(self, state: State) -> Parts:
@@ -344,9 +360,10 @@ class ActorCritic(Agent):
         shape = self.action_shape(count)
         observations = jnp.broadcast_to(observation, (count, *observation.shape))
         if count == 1:
+            by_mode = by_mode and self.selection.proposal == "policy"
             noise = jnp.zeros(shape) if by_mode else jax.random.normal(key, shape)
             return self._propose(params.policy, observations, noise)[0]
-        critic: Any = self._bounded(shape[1])
+        critic: Any = self.bounded_critic(shape[1])
         action_key, score_key, choice_key = jax.random.split(key, 3)
         noise = jax.random.normal(action_key, shape)
         action = self._propose(params.policy, observations, noise)

@@ -11,6 +11,7 @@ import jax
 from .._checks import check_kind, nearest
 from ..networks import MLPConfig, NetworkConfig, ResidualConfig
 from .actor_critic import ActorCritic
+from .agent import Agent
 from .critics import CRITICS, AbstractCritic
 from .policies import POLICIES, AbstractPolicy
 from .selection import Selection
@@ -87,6 +88,11 @@ def to_plain(value: Any) -> Any:
             return {"kind": kind} | _fields(value)
     if isinstance(value, ActorCritic | Selection):
         return _fields(value)
+    if isinstance(value, Agent):
+        raise ValueError(
+            f"{value.name} is no critic and policy, which a configuration can name: train it with "
+            "floq_eqx.training.fit."
+        )
     if isinstance(value, tuple | list):
         return [to_plain(entry) for entry in value]
     if value is None or isinstance(value, bool | int | str):
@@ -135,15 +141,32 @@ def with_options(module: T, options: Mapping[str, Any], name: str = "") -> T:
     changes = {}
     for key, value in nested(options).items():
         if key not in known:
-            raise nearest(f"option of {name or type(module).__name__}", key, known)
+            raise _unknown(module, key, name or type(module).__name__)
         now = getattr(module, key)
         missing = value is None and type(None) not in get_args(known[key].type)
         plain = missing or isinstance(value, bool | int | float | str | list)
         if plain and not isinstance(now, jax.Array):
             check_kind(key, value, to_plain(now))
         changes[key] = _value(key, value, now)
+    if isinstance(module, ActorCritic):
+        parts = [(getattr(module, part), changes.get(part)) for part in ("critic", "policy")]
+        if any(new is not None and type(new) is not type(old) for old, new in parts):
+            changes["recipe"] = None  # another critic or policy makes another algorithm
     changed: Any = module
     return dataclasses.replace(changed, **changes)
+
+
+def _unknown(module: Any, key: str, name: str) -> ValueError:
+    """The error for an option that a module lacks, with the part that has it or the nearest."""
+    parts = {f.name: getattr(module, f.name) for f in dataclasses.fields(module)}
+    having = [
+        f'{part}={{"{key}": ...}}'
+        for part, value in parts.items()
+        if isinstance(value, eqx.Module) and key in {f.name for f in dataclasses.fields(value)}
+    ]
+    if having:
+        return ValueError(f"{key} is an option of a part: give {' or '.join(having)}.")
+    return nearest(f"option of {name}", key, parts)
 
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,9 +179,22 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
         key, dot, rest = name.partition(".")
         part = tree.get(key, {})
         if key in tree and not (dot and isinstance(part, Mapping)):
-            raise ValueError(f"{key} is given whole, and {name} besides.")
+            raise ValueError(f"{key} is given twice, whole and by its options.")
         tree[key] = {**part, rest: value} if dot else value
     return tree
+
+
+def of_kind(network: NetworkConfig, kind: str) -> NetworkConfig:
+    """The network as one of another kind: as wide, and the same in what both kinds have."""
+    if kind not in NETWORKS:
+        raise nearest("kind of network", kind, NETWORKS)
+    if isinstance(network, NETWORKS[kind]):
+        return network
+    values = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
+    if isinstance(network, MLPConfig):
+        values["width"] = max(network.hidden_sizes)
+    known = {f.name for f in dataclasses.fields(NETWORKS[kind])}
+    return NETWORKS[kind](**{name: value for name, value in values.items() if name in known})
 
 
 def _value(key: str, value: Any, now: Any) -> Any:
@@ -174,10 +210,10 @@ def _value(key: str, value: Any, now: Any) -> Any:
         kind = options.pop("kind", None)
         if kind is None and now is None:
             raise ValueError(f"{key} needs its kind, one of {', '.join(known)}.")
-        if kind is not None and kind not in known:
+        if kind is not None and (not isinstance(kind, str) or kind not in known):
             raise nearest(f"kind of {what}", kind, known)
         if kind is not None and type(now) is not known[kind]:
-            now = known[kind]()
+            now = of_kind(now, kind) if isinstance(now, NetworkConfig) else known[kind]()
         return with_options(now, options, key)
     if key in NAMED and not isinstance(value, NAMED[key][0] | None):
         check_kind(key, value, "")

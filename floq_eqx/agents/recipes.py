@@ -5,13 +5,13 @@ learning_rate=1e-3)`: those of an [`floq_eqx.agents.ActorCritic`][], where a map
 of the recipe's own part, and a module takes its place.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from .._checks import nearest
 from ..networks import MLPConfig
 from .actor_critic import ActorCritic
-from .agent import Agent
 from .critics import (
     CRITICS,
     TD,
@@ -35,10 +35,28 @@ from .policies import (
 )
 from .selection import Selection
 
+RECIPES: dict[str, Callable[..., ActorCritic]] = {}
+"""Every named algorithm; one that is added by `recipe` is known to the command line, the docs and
+the tests.
+"""
+
 _NORMED = MLPConfig(layer_norm=True)
 
 
-def floq(**options: Any) -> ActorCritic:
+def recipe(make: Callable[[], ActorCritic]) -> Callable[..., ActorCritic]:
+    """A decorator: gives an algorithm the name of its function, and options by part."""
+    name = make.__name__
+
+    @functools.wraps(make)
+    def named(**options: Any) -> ActorCritic:
+        return with_options(make(), {"recipe": name} | options)
+
+    RECIPES[name] = named
+    return named
+
+
+@recipe
+def floq() -> ActorCritic:
     """floq, arXiv 2509.06863, algorithm 1.
 
     1. Match the field to the mean of m integrals of the target field, K steps each, from next
@@ -46,38 +64,42 @@ def floq(**options: Any) -> ActorCritic:
     2. Match the behavioural flow to the data's actions.
     3. Raise the distilled critic by the one-step actor, and distil the flow into it.
     """
-    return with_options(ActorCritic(Flow(), OneStep()), options)
+    return ActorCritic(Flow(), OneStep())
 
 
-def fql(**options: Any) -> ActorCritic:
+@recipe
+def fql() -> ActorCritic:
     """FQL, arXiv 2502.02538, algorithm 1.
 
     1. Regress Q on r + γ Q(s', a'), a' of the one-step actor.
     2. Match the behavioural flow to the data's actions.
     3. Raise Q by the one-step actor, and distil the flow into it.
     """
-    return with_options(ActorCritic(TD(), OneStep()), options)
+    return ActorCritic(TD(), OneStep())
 
 
-def iqn(**options: Any) -> ActorCritic:
+@recipe
+def iqn() -> ActorCritic:
     """FQL's policy on implicit quantile networks, arXiv 1806.06923: a baseline of floq.
 
     1. Regress quantiles at random levels on r + γ Z(s', a') at others.
     2. Raise their mean by FQL's policy.
     """
-    return with_options(ActorCritic(Quantile(), OneStep()), options)
+    return ActorCritic(Quantile(), OneStep())
 
 
-def c51(**options: Any) -> ActorCritic:
+@recipe
+def c51() -> ActorCritic:
     """FQL's policy on a categorical critic, arXiv 2403.03950: a baseline of floq.
 
     1. Fit a histogram over returns to that of r + γ Q(s', a') by cross-entropy.
     2. Raise its mean by FQL's policy.
     """
-    return with_options(ActorCritic(Categorical(), OneStep()), options)
+    return ActorCritic(Categorical(), OneStep())
 
 
-def value_flows(**options: Any) -> ActorCritic:
+@recipe
+def value_flows() -> ActorCritic:
     """Value Flows, arXiv 2510.07650, algorithm 1.
 
     1. Take the best of N behavioural actions as a', by Q = z0 + v(0, z0).
@@ -86,61 +108,66 @@ def value_flows(**options: Any) -> ActorCritic:
     """
     policy = OneStep(clip_steps=True, network=_NORMED)
     best = Selection(16, proposal="behaviour")
-    return with_options(ActorCritic(ReturnFlow(), policy, best, best), options)
+    return ActorCritic(ReturnFlow(), policy, best, best)
 
 
-def sorl(**options: Any) -> ActorCritic:
+@recipe
+def sorl() -> ActorCritic:
     """SORL, arXiv 2505.22866, algorithm 1.
 
     1. Regress Q on r + γ Q(s', a'), a' of a random number of steps.
     2. Match the shortcut model to the data at its smallest steps, and to itself at larger ones.
     3. Raise Q through its steps, of a random number.
     """
-    agent = ActorCritic(TD(), Shortcut(), learning_rate=1e-4, gradient_norm=1.0)
-    return with_options(agent, options)
+    return ActorCritic(TD(), Shortcut(), learning_rate=1e-4, gradient_norm=1.0)
 
 
-def evor(**options: Any) -> ActorCritic:
+@recipe
+def evor() -> ActorCritic:
     """EVOR, arXiv 2510.08218.
 
     1. Match a flow of returns to r + γ Z(s', a'), a' of the behavioural flow.
     2. Match that to the data's actions.
     3. Act by the best of N of its actions by Q = η log E exp(Z / η).
     """
-    return with_options(ActorCritic(SoftReturnFlow(), BehaviouralFlow(), Selection(32)), options)
+    return ActorCritic(SoftReturnFlow(), BehaviouralFlow(), Selection(32))
 
 
-def iql(**options: Any) -> ActorCritic:
+@recipe
+def iql() -> ActorCritic:
     """IQL, arXiv 2110.06169.
 
     1. Regress V on an expectile of Q over the data's actions, and Q on r + γ V(s').
     2. Clone the data's actions by the weight of their advantage; or raise Q at the mean of the
        policy and clone, which is DDPG+BC (arXiv 2406.09329).
     """
-    return with_options(ActorCritic(Implicit(), Gaussian()), options)
+    return ActorCritic(Implicit(), Gaussian())
 
 
-def ifql(**options: Any) -> ActorCritic:
+@recipe
+def ifql() -> ActorCritic:
     """IFQL, arXiv 2502.02538, appendix C, after IDQL, arXiv 2304.10573.
 
     1. Learn the values of IQL.
     2. Match the behavioural flow to the data's actions.
     3. Act by the best of N of its actions by Q.
     """
-    return with_options(ActorCritic(Implicit(), BehaviouralFlow(), Selection(32)), options)
+    return ActorCritic(Implicit(), BehaviouralFlow(), Selection(32))
 
 
-def rebrac(**options: Any) -> ActorCritic:
+@recipe
+def rebrac() -> ActorCritic:
     """ReBRAC, arXiv 2305.09836, as in FQL's released code. Batches need their `next_action`.
 
     1. Regress Q on r + γ (min Q(s', a') - w' |a' - a'_data|²), a' of the slow policy, blurred.
     2. Every other update: raise min Q by the policy less w |π(s) - a|², and average.
     """
     critic = TD(aggregation="min", value_aggregation="min")
-    return with_options(ActorCritic(critic, Deterministic(), policy_every=2), options)
+    return ActorCritic(critic, Deterministic(), policy_every=2)
 
 
-def sac(**options: Any) -> ActorCritic:
+@recipe
+def sac() -> ActorCritic:
     """SAC, arXiv 1812.05905, algorithm 1, with the settings of RLPD, arXiv 2302.02948.
 
     1. Regress Q on r + γ (min Q(s', a') - T log π(a' | s')).
@@ -151,43 +178,32 @@ def sac(**options: Any) -> ActorCritic:
     from offline data is its other part: [`floq_eqx.data.sample_mixture`][].
     """
     network = MLPConfig((256, 256), layer_norm=True, norm_first=True)
-    return with_options(
-        ActorCritic(TD(aggregation="min", network=network), TanhGaussian()), options
-    )
+    return ActorCritic(TD(aggregation="min", network=network), TanhGaussian())
 
 
-def bc(**options: Any) -> ActorCritic:
+@recipe
+def bc() -> ActorCritic:
     """Gaussian behavioural cloning, the baseline of OGBench, arXiv 2410.20092.
 
     1. Raise the likelihood of the data's actions.
     """
-    return with_options(ActorCritic(None, Gaussian(extraction="clone")), options)
+    return ActorCritic(None, Gaussian(extraction="clone"))
 
 
-def bc_flow(**options: Any) -> ActorCritic:
+@recipe
+def bc_flow() -> ActorCritic:
     """The behavioural flow of FQL alone, arXiv 2502.02538, section 4.
 
     1. Match the flow to the data's actions.
     """
-    return with_options(ActorCritic(None, BehaviouralFlow()), options)
-
-
-RECIPES: dict[str, Callable[..., ActorCritic]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        *(floq, fql, iqn, c51, value_flows, sorl, evor),
-        *(iql, ifql, rebrac, sac, bc, bc_flow),
-    )
-}
-"""Every named algorithm; one that is added here is known to the command line, the docs and the
-tests."""
+    return ActorCritic(None, BehaviouralFlow())
 
 
 def composed(critic: str | None, policy: str) -> ActorCritic:
     """The agent of a critic and a policy by their names: the algorithm that is such a pair, if
     there is one, and else their defaults.
 
-    A policy that clones the data acts by the best of 16 of its actions; a critic of bounded returns
+    A policy that clones the data acts by the best of 16 of its actions, and a critic of bounded returns
     takes no entropy into its target, which it could not represent.
 
     **Raises:** `ValueError` for a name that is not known, and a pair that makes no sense.
@@ -196,22 +212,10 @@ def composed(critic: str | None, policy: str) -> ActorCritic:
         if kind is not None and kind not in known:
             raise nearest(name, kind, known)
     kind: Any = None if critic is None else CRITICS[critic]
-    made = kind and kind()
-    actor = POLICIES[policy]()
-    if (pair := (type(made), type(actor))) in _KINDS:
-        return RECIPES[_KINDS[pair]]()
+    made, actor = kind and kind(), POLICIES[policy]()
+    for named in (make() for make in RECIPES.values()):
+        if (type(named.critic), type(named.policy)) == (type(made), type(actor)):
+            return named
     if isinstance(made, BoundedCritic) and isinstance(actor, TanhGaussian):
         actor = TanhGaussian(backup_entropy=False)
     return ActorCritic(made, actor, Selection(1 if actor.uses_value else 16))
-
-
-_KINDS = {
-    (type(a.critic), type(a.policy)): name for name, a in ((n, r()) for n, r in RECIPES.items())
-}
-
-
-def recipe_name(agent: Agent) -> str | None:
-    """The name of the algorithm of such a critic and such a policy, whatever their options."""
-    if not isinstance(agent, ActorCritic):
-        return None
-    return _KINDS.get((type(agent.critic), type(agent.policy)))

@@ -17,8 +17,8 @@ from .features import (
 )
 from .policy_evaluation import (
     Curves as Curves,
-    DisturbedCritic as DisturbedCritic,
     Measure as Measure,
+    PolicyEvaluation as PolicyEvaluation,
     evaluate_policy as evaluate_policy,
     learned_value as learned_value,
     policy_evaluation as policy_evaluation,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_range, check_sizes
 from .._types import Actions, FloatLike, Key, Metrics, Observations, Scalar, Values
-from ..agents import AbstractCritic, ActorCritic, Fixed, Flow, Quantile, State, frozen
+from ..agents import AbstractCritic, ActorCritic, Fixed, Flow, Parts, Quantile, State, frozen
 from ..data.transitions import Batch, take
 from ..networks import AbstractNetwork
 from ..training.loop import train_seeds
@@ -26,14 +26,14 @@ def policy_evaluation(
     target_noise: FloatLike = 0.0,
     frozen_features: bool = False,
     **options: Any,
-) -> ActorCritic:
+) -> "PolicyEvaluation":
     """An agent that learns the value of a problem's policy, and acts by that policy.
 
     **Arguments:**
 
     - `critic`: any; floq's with `distil=False` has its integral alone as Q.
     - `problem`: whose policy.
-    - `target_noise`, `frozen_features`: as in [`floq_eqx.analysis.DisturbedCritic`][].
+    - `target_noise`, `frozen_features`: as in [`floq_eqx.analysis.PolicyEvaluation`][].
     - `**options`: of the [`floq_eqx.agents.ActorCritic`][], such as `learning_rate`.
 
     **Raises:** `ValueError` unless critic and problem have the same discount.
@@ -44,81 +44,48 @@ def policy_evaluation(
             f"The critic has a discount of {discount}, the problem one of {problem.discount}: the "
             "exact Q is that of the problem's."
         )
-    if frozen_features or not isinstance(target_noise, int | float) or target_noise != 0:
-        # Pyright takes a critic's discount for a field, which it is a property of here.
-        critic = DisturbedCritic(  # pyright: ignore[reportCallIssue]
-            critic=critic, target_noise=target_noise, frozen_features=frozen_features
-        )
-    return ActorCritic(critic, Fixed(problem), action_size=problem.action_size, **options)
+    return PolicyEvaluation(
+        critic,
+        Fixed(problem),
+        action_size=problem.action_size,
+        target_noise=target_noise,
+        frozen_features=frozen_features,
+        **options,
+    )
 
 
-class DisturbedCritic(AbstractCritic):
-    """A critic whose training is made harder.
+class PolicyEvaluation(ActorCritic):
+    """A critic that learns the value of a given policy, under conditions that are made harder.
 
-    **Arguments:**
+    **Arguments:** those of an [`floq_eqx.agents.ActorCritic`][], and
 
-    - `critic`: the critic.
     - `target_noise`: the standard deviation of normal noise on every reward, and so on every TD
         target, fresh in each update.
     - `frozen_features`: train the last layer of every network alone.
     """
 
-    critic: AbstractCritic
-    target_noise: FloatLike = 0.0
-    frozen_features: bool = eqx.field(static=True, default=False)
+    target_noise: FloatLike = eqx.field(default=0.0, kw_only=True)
+    frozen_features: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __check_init__(self):
         check_range("target_noise", self.target_noise)
 
-    @property
-    def discount(self) -> FloatLike:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.critic.discount
-
-    @property
-    def num_next_actions(self) -> int:
-        return self.critic.num_next_actions
-
-    def init(self, observation_size: int, action_size: int, *, key: Key) -> Any:
-        return self.critic.init(observation_size, action_size, key=key)
-
-    def slow(self, params: Any) -> Any:
-        return self.critic.slow(params)
-
-    def noise(self, batch_size: int, *, key: Key) -> tuple:
-        """The critic's, and standard normal numbers for the rewards."""
-        critic_key, target_key = jax.random.split(key)
+    def noise(self, batch_size: int, *, key: Key) -> Any:
+        """The agent's, and standard normal numbers for the rewards."""
+        agent_key, target_key = jax.random.split(key)
         target = jax.random.normal(target_key, (batch_size,))
-        return self.critic.noise(batch_size, key=critic_key), target
-
-    def value_noise(self, count: int, *, key: Key) -> Any:
-        return self.critic.value_noise(count, key=key)
-
-    def score_noise(self, count: int, *, key: Key) -> Any:
-        return self.critic.score_noise(count, key=key)
+        return super().noise(batch_size, key=agent_key), target
 
     def loss(
-        self,
-        params: Any,
-        slow: Any,
-        batch: Batch,
-        next_action: Float[Array, "batch noise action"],
-        noise: tuple,
+        self, params: Parts, targets: Parts, batch: Batch | Parts, noise: Any, **options: Any
     ) -> tuple[Scalar, Metrics]:
-        critic_noise, target_noise = noise
-        reward = batch.reward + self.target_noise * target_noise
-        batch = dataclasses.replace(batch, reward=reward)
+        agent_noise, target_noise = noise
+        seen = batch if isinstance(batch, Parts) else Parts(batch, batch)
+        reward = seen.critic.reward + self.target_noise * target_noise
+        batch = Parts(dataclasses.replace(seen.critic, reward=reward), seen.policy)
         if self.frozen_features:
             params = jax.tree.map(_freeze_features, params, is_leaf=_is_network)
-        return self.critic.loss(params, slow, batch, next_action, critic_noise)
-
-    def value(self, params: Any, observation: Observations, action: Actions, noise: Any) -> Values:
-        return self.critic.value(params, observation, action, noise)
-
-    def score(self, params: Any, observation: Observations, action: Actions, noise: Any) -> Values:
-        return self.critic.score(params, observation, action, noise)
-
-    def for_data(self, data: Batch) -> "DisturbedCritic":
-        return dataclasses.replace(self, critic=self.critic.for_data(data))
+        return super().loss(params, targets, batch, agent_noise, **options)
 
 
 def _is_network(tree: object) -> bool:
@@ -138,14 +105,12 @@ def learned_value(
     key: Key,
     num_noise: int = 32,
 ) -> Values:
-    """The critic's Q by the online parameters: the mean over members and, of a flow or a quantile
-    critic, over `num_noise` z0 or levels.
+    """The critic's Q by the online parameters: of a `Flow` or a `Quantile` critic, the mean over
+    `num_noise` z0 or levels.
 
     A flow's endpoints spread over the targets that it saw, so few z0 make a noisy Q.
     """
     critic: Any = agent.critic
-    if isinstance(critic, DisturbedCritic):
-        critic = critic.critic
     if isinstance(critic, Flow | Quantile):
         critic = dataclasses.replace(critic, num_noise=num_noise)
     noise = critic.value_noise(len(observation), key=key)
@@ -161,7 +126,7 @@ def q_error(
 ) -> Metrics:
     """How far a critic is from the exact Q over the transitions of a batch.
 
-    `num_noise` z0 are averaged where the critic is a flow.
+    `num_noise` z0 or levels are averaged where the critic is a `Flow` or `Quantile`.
 
     **Returns:** `error`, the root mean square error over the standard deviation of the exact Q, so
     that predicting its mean everywhere scores 1; and `bias`, the mean error over the same.

@@ -105,7 +105,8 @@ def study_run(
         state.params.policy, batch.observation, noise
     )
     candidates = jnp.concatenate([batch.action[:, None], others], axis=1)
-    critic, field = agent.for_data(data).critic, state.params.critic.field
+    critic = agent.for_data(data).bounded_critic(data.action.shape[1])
+    field = state.params.critic.field
     z0 = critic.initial_value(jax.random.uniform(z_key, (num_observations,)))
     comparison = compare_solvers(
         field, batch, configurations, z0=z0, candidates=candidates, progress=progress

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from .._checks import nearest
 from .._types import FloatLike, Number
 from ..agents.plain import NAMED, NETWORKS, to_plain
-from ..networks import MLPConfig, NetworkConfig
+from ..networks import NetworkConfig
 from ..training import Interrupted, OnlineConfig
 
 
@@ -92,19 +91,6 @@ def plain_of(parsed: Any) -> dict[str, Any]:
         name: plain_of(value) if dataclasses.is_dataclass(value) else value
         for name, value in values_of(parsed).items()
     }
-
-
-def of_kind(network: NetworkConfig, kind: str) -> NetworkConfig:
-    """The network as one of another kind: as wide, and the same in what both kinds have."""
-    if kind not in NETWORKS:
-        raise nearest("kind of network", kind, NETWORKS)
-    if isinstance(network, NETWORKS[kind]):
-        return network
-    values = values_of(network)
-    if isinstance(network, MLPConfig):
-        values["width"] = max(network.hidden_sizes)
-    known = {f.name for f in dataclasses.fields(NETWORKS[kind])}
-    return NETWORKS[kind](**{name: value for name, value in values.items() if name in known})
 
 
 def with_parts_named(arguments: Sequence[str], options: type, own: Sequence[str]) -> list[str]:

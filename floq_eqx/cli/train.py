@@ -11,13 +11,14 @@ import tyro
 from .._checks import nearest
 from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, to_plain, with_options
 from ..agents.critics import BoundedCritic
-from ..agents.recipes import composed, recipe_name
+from ..agents.plain import of_kind
+from ..agents.recipes import composed
 from ..networks import NetworkConfig
 from ..training import Run, TrainConfig, train
 from ..training.loggers import LoggerName, loggers_of
 from .options import (
+    documented,
     json_object,
-    of_kind,
     online_config,
     online_options,
     options_like,
@@ -176,7 +177,7 @@ def _command(
     recipe: Any = Literal[tuple(RECIPES)]
     options = [
         (
-            *("agent", recipe if recipe_name(agent) else recipe | None, recipe_name(agent)),
+            *("agent", recipe if agent.recipe else recipe | None, agent.recipe),
             "The algorithm: a critic, a policy and a selection, of which the options below decide.",
         ),
         (
@@ -223,9 +224,10 @@ def _command(
     for group, kind in groups.items():
         hint = Annotated[kind, tyro.conf.OmitArgPrefixes]
         fields.append((group, hint, dataclasses.field(default_factory=kind)))
-    fields += [
-        (part, kind, dataclasses.field(default_factory=kind)) for part, kind in parts.items()
-    ]
+    described = documented(ActorCritic)
+    for part, kind in parts.items():
+        hint = Annotated[kind, tyro.conf.arg(help=described[part])]
+        fields.append((part, hint, dataclasses.field(default_factory=kind)))
     return dataclasses.make_dataclass("Train", fields)
 
 
@@ -240,7 +242,7 @@ def _agent(first: Any) -> tuple[ActorCritic, str]:
     critic = first.critic_kind or _name(made.critic)
     policy = first.policy_kind or _name(made.policy)
     pair = composed(None if critic == _NONE else critic, policy)
-    label = recipe_name(pair) or f"{critic}-{policy}"
+    label = pair.recipe or f"{critic}-{policy}"
     if first.agent is not None and label != name:
         raise ValueError(
             f"--agent {name} has the critic {_name(made.critic)} and the policy "
@@ -259,7 +261,7 @@ def _preset(
 ) -> TrainConfig:
     from ..presets import preset
 
-    given: Any = {"agent": recipe_name(agent) or agent, "environment": environment}
+    given: Any = {"agent": agent.recipe or agent, "environment": environment}
     return preset(typing.cast(Any, name), online_steps=online_steps, **given)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeAlias
 
 from .._checks import check_choice, check_kind, check_range, check_sizes, nearest
 from .._types import Number
-from ..agents import Agent, floq, from_plain, recipe_name, to_plain
+from ..agents import Agent, floq, from_plain, to_plain
 from ..data import dataset_names, parse_name
 
 SuccessTiming: TypeAlias = Literal["pre", "post"]
@@ -33,18 +33,19 @@ class OnlineConfig:
 
     **Arguments:**
 
-    - `num_steps`: environment steps.
-    - `utd`: updates for each of them.
-    - `warmup`: how many of them come first, without updates; by default none where something was
-        learned before, there are transitions to learn from and `warmup_with` is left alone, and
-        else 1000.
-    - `warmup_with`: how these act: at `random`, or by the `policy` as it was learned before.
+    - `num_steps`: the number of environment steps.
+    - `utd`: the number of updates for each environment step.
+    - `warmup`: the number of environment steps that come first, without updates; by default none
+        where something was learned before, there are transitions to learn from and `warmup_with`
+        is left alone, and else 1000.
+    - `warmup_with`: how the first steps act: at `random`, or by the `policy` as it was learned
+        before.
     - `num_environments`: how many act side by side.
     - `capacity`: how many transitions collected online are kept; the offline data come on top.
     - `offline_data`: in one `buffer` with the online data (floq, FQL), a `mixture` of which
         `offline_fraction` of each batch is offline data (RLPD, arXiv 2302.02948), or `none` of it.
         Environments that are not OGBench's have none.
-    - `offline_fraction`: of a mixture, in [0, 1].
+    - `offline_fraction`: the share of offline data in a batch of a mixture, in [0, 1].
     - `keep_offline`: whether a full buffer keeps the offline data and replaces the oldest online
         data; otherwise the oldest go first, which are the offline data.
     - `start`: the folder of a run whose last state is where this one begins.
@@ -98,7 +99,8 @@ class TrainConfig:
     - `environment`: a single-task OGBench name or, for a run without offline data, the id of a
         Gymnasium environment whose observations and actions are boxes.
     - `agent`: the algorithm with its hyperparameters.
-    - `seed`: of the parameters, the batches, the noise, the environments and the evaluation.
+    - `seed`: the seed of the parameters, the batches, the noise, the environments and the
+        evaluation.
     - `num_updates`: how long to train offline; 0 to learn online from scratch.
     - `batch_size`: transitions in an update.
     - `log_every`: steps between rows of `train.csv`: updates offline, which run without return to
@@ -113,7 +115,7 @@ class TrainConfig:
     - `num_kept`: how many of the last or the best.
     - `data`: the dataset's `.npz` file, or the folder to look for it; `None` for OGBench's own
         folder.
-    - `collect_episodes`: unless `data` says where they are, collect this many episodes with
+    - `collect_episodes`: unless `data` says where a dataset is, collect this many episodes with
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
     - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
         `rewards` and `masks` of its `file`.
@@ -265,7 +267,7 @@ class TrainConfig:
         """
         plain = to_plain(self.agent)
         kinds = [plain[part]["kind"] for part in ("critic", "policy") if plain[part] is not None]
-        return recipe_name(self.agent) or "-".join(kinds)
+        return plain["recipe"] or "-".join(kinds)
 
     def to_plain(self) -> dict[str, Any]:
         """The configuration as plain data, fit for JSON."""

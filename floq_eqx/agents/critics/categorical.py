@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..._checks import check_choice, check_range, check_sizes
+from ..._checks import check_choice, check_range, check_sizes, check_unused
 from ..._types import Actions, Key, Metrics, Number, Observations, Scalar, Values
 from ...data.transitions import Batch
 from ...embeddings import HLGauss
@@ -37,8 +37,8 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
         is C51's, the next return's distribution, moved and put back onto the atoms.
     - `num_bins`: The number of bins over the returns, at least 2; their middles are the atoms.
     - `sigma`: The standard deviation of the HL-Gauss histogram, in bin widths.
-    - `reward_offset`: The o in the support, [r_min - o, r_max + o] / (1 - γ), as they are at
-        `init`.
+    - `reward_offset`: The o in the support, [r_min - o, r_max + o] / (1 - γ), of the
+        rewards and the discount at initialisation.
     - `network`: The network of every member.
     """
 
@@ -51,7 +51,11 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
     def __check_init__(self):
         check_choice("backup", self.backup, Backup)
         check_sizes(num_bins=self.num_bins)
+        if self.num_bins < 2:
+            raise ValueError(f"num_bins must be at least 2, got {self.num_bins}.")
         check_range("sigma", self.sigma)
+        if self.backup == "distributional":
+            check_unused("with backup = 'distributional'", sigma=(self.sigma, 0.75))
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> CategoricalValue:
         low, high = value_bounds(
@@ -66,9 +70,6 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
             self.ensemble_size,
             key=key,
         )
-
-    def noise(self, batch_size: int, *, key: Key) -> None:
-        """Nothing: the loss is deterministic."""
 
     def loss(
         self,

@@ -49,9 +49,9 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
         """The part of the parameters that is averaged for the target: by default all of it."""
         return params  # pyright: ignore[reportReturnType]
 
-    @abc.abstractmethod
     def noise(self, batch_size: int, *, key: Key) -> Draws:
-        """The random numbers of `loss`."""
+        """The random numbers of `loss`: by default `None`, for one that is deterministic."""
+        return None  # pyright: ignore[reportReturnType]
 
     def value_noise(self, count: int, *, key: Key) -> ValueDraws:
         """The random numbers of `value` for `count` actions: by default `None`, for values that

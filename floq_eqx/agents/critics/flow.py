@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from ..._checks import check_choice, check_range, check_sizes
+from ..._checks import check_choice, check_range, check_sizes, check_unused
 from ..._types import Actions, FloatLike, Key, Metrics, Number, Observations, Scalar, Values
 from ...data.transitions import Batch
 from ...embeddings import AbstractEmbedding, Cosine, Fourier, HLGauss, Rescale
@@ -84,8 +84,8 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
     - `time_embedding`: What the field sees of t; the released code's is the cosine.
     - `num_bins`: The support points of HL-Gauss; see [`floq_eqx.embeddings.HLGauss`][].
     - `sigma`: The standard deviation of HL-Gauss, in bin widths.
-    - `reward_offset`: The o in the support of the embedding, [r_min - o, r_max + o] / (1 - γ), as
-        they are at `init`.
+    - `reward_offset`: The o in the support of the embedding, [r_min - o, r_max + o] / (1 - γ), of
+        the rewards and the discount at initialisation.
     - `network`: The network of the field.
     - `distilled_network`: The network of the distilled critic.
     """
@@ -121,6 +121,9 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
         check_choice("prediction", self.prediction, Prediction)
         check_choice("value_embedding", self.value_embedding, ValueEmbedding)
         check_choice("time_embedding", self.time_embedding, TimeEmbedding)
+        if self.value_embedding == "rescaled":
+            unused = {"num_bins": (self.num_bins, 51), "sigma": (self.sigma, 16.0)}
+            check_unused("with value_embedding = 'rescaled'", **unused)
 
     @property
     def num_next_actions(self) -> int:

@@ -39,7 +39,7 @@ class Implicit(EnsembleCritic[ImplicitParams, ActionValue, None, None]):
 
     **Arguments:**
 
-    - `aggregation`: How the members' slow averages are combined where V is regressed on them.
+    - `aggregation`: How the members' slow averages are combined in the target of V.
     - `value_aggregation`: How the members are combined where a policy raises Q, and where actions
         are chosen by it.
     - `expectile`: The expectile of V, in [0, 1); above 0.5 for values of the better actions.
@@ -70,9 +70,6 @@ class Implicit(EnsembleCritic[ImplicitParams, ActionValue, None, None]):
 
     def slow(self, params: ImplicitParams) -> ActionValue:
         return params.q
-
-    def noise(self, batch_size: int, *, key: Key) -> None:
-        """Nothing: the loss is deterministic."""
 
     def loss(
         self,

@@ -15,8 +15,6 @@ Source: Dong, Zheng, Finn, Sadigh and Eysenbach, "Value Flows" (arXiv 2510.07650
 in its released code.
 """
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -58,8 +56,6 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
     - `num_steps`: The number of Euler steps of the field, each clipped to the bounds of returns.
     - `network`: The network of the field.
     """
-
-    test_time: ClassVar[tuple[str, ...]] = ("num_steps",)
 
     dcfm_weight: FloatLike = 1.0
     bcfm_weight: FloatLike = 1.0

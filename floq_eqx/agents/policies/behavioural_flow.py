@@ -7,8 +7,6 @@ $$\mathbb{E} \left\lVert v(t, (1 - t)\, x_0 + t\, a \mid s) - (a - x_0) \right\r
 and an action is where Euler's steps take $x_0$. Source: FQL, arXiv 2502.02538, section 4.
 """
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,8 +39,6 @@ class BehaviouralFlow(AbstractPolicy[ActionVelocity, None, BehaviouralFlowNoise]
     - `clip_steps`: Clip every step of the flow to [-1, 1], not its end alone.
     - `network`: The network of the flow.
     """
-
-    has_behaviour: ClassVar[bool] = True
 
     flow_steps: int = eqx.field(static=True, default=10)
     clip_steps: bool = eqx.field(static=True, default=False)

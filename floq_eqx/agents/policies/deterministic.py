@@ -58,9 +58,6 @@ class Deterministic(AbstractPolicy[GaussianActor, GaussianActor, None]):
     def slow(self, params: GaussianActor) -> GaussianActor:
         return params
 
-    def noise(self, shape: tuple[int, ...], *, key: Key) -> None:
-        """Nothing: the loss is deterministic."""
-
     def sample(self, params: GaussianActor, observation: Observations, noise: Actions) -> Actions:
         blur = jnp.clip(self.blur * noise, -self.blur_clip, self.blur_clip)
         return jnp.clip(jax.vmap(params)(observation) + blur, -1, 1)

@@ -28,9 +28,6 @@ class Fixed(AbstractPolicy[None, None, None]):
     def init(self, observation_size: int, action_size: int, *, key: Key) -> None:
         """There is nothing to learn."""
 
-    def noise(self, shape: tuple[int, ...], *, key: Key) -> None:
-        """Nothing: there is no loss."""
-
     def sample(self, params: None, observation: Observations, noise: Actions) -> Actions:
         return jax.vmap(self.actor.act)(observation, noise)
 

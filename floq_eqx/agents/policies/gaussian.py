@@ -25,7 +25,7 @@ from ...data.transitions import Batch
 from ...losses import policy_loss
 from ...modules.actors import GaussianActor
 from ...networks import MLPConfig, NetworkConfig
-from .policy import AbstractPolicy, Critique
+from .policy import AbstractPolicy, Critique, NextAction
 
 Extraction: TypeAlias = Literal["clone", "awr", "ddpgbc"]
 
@@ -66,11 +66,14 @@ class Gaussian(AbstractPolicy[GaussianActor, None, None]):
     def init(self, observation_size: int, action_size: int, *, key: Key) -> GaussianActor:
         return GaussianActor(self.network.build(observation_size, action_size, key=key))
 
-    def noise(self, shape: tuple[int, ...], *, key: Key) -> None:
-        """Nothing: the loss is deterministic."""
-
     def sample(self, params: GaussianActor, observation: Observations, noise: Actions) -> Actions:
         return jnp.clip(jax.vmap(params)(observation) + noise, -1, 1)
+
+    def next_action(
+        self, params: GaussianActor, slow: None, batch: Batch, noise: Actions
+    ) -> NextAction:
+        """The mean, by which it is evaluated: most draws of unit deviation would be at the edge."""
+        return NextAction(jnp.clip(jax.vmap(params)(batch.next_observation), -1, 1))
 
     def loss(
         self,

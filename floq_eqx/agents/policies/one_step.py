@@ -9,8 +9,6 @@ where $L_{flow}$ is the behavioural flow's own loss. Source: FQL, arXiv 2502.025
 algorithm 1.
 """
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -55,8 +53,6 @@ class OneStep(AbstractPolicy[OneStepParams, None, OneStepNoise]):
         the flow's end alone.
     - `network`: The networks of the behavioural flow and the actor.
     """
-
-    has_behaviour: ClassVar[bool] = True
 
     alpha: FloatLike = 10.0
     flow_steps: int = eqx.field(static=True, default=10)

@@ -49,8 +49,11 @@ class AbstractPolicy(eqx.Module, Generic[Params, Slow, Draws]):
     """Whether it is evaluated by the action of noise zero; it explores by draws all the same."""
     target_options: ClassVar[tuple[str, ...]] = ()
     """The options that count in a critic's target alone, which the policy's next actions make."""
-    has_behaviour: ClassVar[bool] = False
-    """Whether it has a clone of the data's policy beside itself."""
+
+    @property
+    def has_behaviour(self) -> bool:
+        """Whether it has a clone of the data's policy, or is one."""
+        return type(self).behaviour is not AbstractPolicy.behaviour
 
     @property
     def uses_value(self) -> bool:
@@ -65,9 +68,11 @@ class AbstractPolicy(eqx.Module, Generic[Params, Slow, Draws]):
         """The part of the parameters that is averaged: by default none, `None`."""
         return None  # pyright: ignore[reportReturnType]
 
-    @abc.abstractmethod
     def noise(self, shape: tuple[int, ...], *, key: Key) -> Draws:
-        """The random numbers of `loss` for actions of `shape`, `[batch action]`."""
+        """The random numbers of `loss` for actions of `shape`, `[batch action]`: by default `None`,
+        for one that is deterministic.
+        """
+        return None  # pyright: ignore[reportReturnType]
 
     def next_noise(self, shape: tuple[int, ...], *, key: Key) -> PyTree:
         """The random numbers of `next_action`: by default standard normal, of `shape`."""
