@@ -203,8 +203,8 @@ def composed(critic: str | None, policy: str) -> ActorCritic:
     """The agent of a critic and a policy by their names: the algorithm that is such a pair, if
     there is one, and else their defaults.
 
-    A policy that clones the data acts by the best of 16 of its actions, and a critic of bounded returns
-    takes no entropy into its target, which it could not represent.
+    A policy that clones the data acts by the best of 16 of its actions, and a critic of bounded
+    returns takes no entropy into its target, which it could not represent.
 
     **Raises:** `ValueError` for a name that is not known, and a pair that makes no sense.
     """
