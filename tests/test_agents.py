@@ -732,7 +732,7 @@ PLAIN = {"critic": {"kind": "flow"}, "policy": {"kind": "one_step"}}
 
 class TestPlain:
     def test_what_is_absent_keeps_its_default(self):
-        assert eqx.tree_equal(from_plain(PLAIN), floq())
+        assert eqx.tree_equal(from_plain(PLAIN), dataclasses.replace(floq(), recipe=None))
 
     def test_a_kind_begins_with_its_defaults(self):
         agent = with_options(floq(critic={"num_steps": 3}), {"critic": {"kind": "td"}})
@@ -740,7 +740,7 @@ class TestPlain:
         same = with_options(floq(critic={"num_steps": 3}), {"critic": {"kind": "flow"}})
         assert same.critic.num_steps == 3
         residual = floq(critic={"network": {"kind": "residual", "width": 8}}).critic.network
-        assert residual == ResidualConfig(width=8)
+        assert residual == ResidualConfig(width=8, layer_norm=True)
         assert floq(critic=TD(discount=0.5)).critic.discount == 0.5
 
     def test_what_is_none_by_choice(self):

@@ -130,8 +130,9 @@ def with_options(module: T, options: Mapping[str, Any], name: str = "") -> T:
 
     - `module`: a critic, a policy, a selection, an agent or a network's configuration.
     - `options`: by field: values, in the plain form too; a mapping changes the options of a part,
-        and with another `kind` the part, which begins with that kind's defaults. A name with dots,
-        such as `critic.num_steps`, reaches into a part too.
+        and with another `kind` the part, which begins with that kind's defaults; a network keeps
+        its width and what else both kinds have. A name with dots, such as `critic.num_steps`,
+        reaches into a part too.
     - `name`: what it is called in errors; by default the module's class.
 
     **Raises:** `ValueError` for an unknown option, with the nearest names, and for values that the

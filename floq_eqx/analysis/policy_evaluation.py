@@ -12,7 +12,17 @@ from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_range, check_sizes
 from .._types import Actions, FloatLike, Key, Metrics, Observations, Scalar, Values
-from ..agents import AbstractCritic, ActorCritic, Fixed, Flow, Parts, Quantile, State, frozen
+from ..agents import (
+    AbstractCritic,
+    ActorCritic,
+    ActorCriticNoise,
+    Fixed,
+    Flow,
+    Parts,
+    Quantile,
+    State,
+    frozen,
+)
 from ..data.transitions import Batch, take
 from ..networks import AbstractNetwork
 from ..training.loop import train_seeds
@@ -54,6 +64,12 @@ def policy_evaluation(
     )
 
 
+class EvaluationNoise(ActorCriticNoise):
+    """An agent's random numbers, and standard normal ones for the rewards."""
+
+    reward: Values
+
+
 class PolicyEvaluation(ActorCritic):
     """A critic that learns the value of a given policy, under conditions that are made harder.
 
@@ -70,22 +86,21 @@ class PolicyEvaluation(ActorCritic):
     def __check_init__(self):
         check_range("target_noise", self.target_noise)
 
-    def noise(self, batch_size: int, *, key: Key) -> Any:
-        """The agent's, and standard normal numbers for the rewards."""
-        agent_key, target_key = jax.random.split(key)
-        target = jax.random.normal(target_key, (batch_size,))
-        return super().noise(batch_size, key=agent_key), target
+    def noise(self, batch_size: int, *, key: Key) -> "EvaluationNoise":
+        agent_key, reward_key = jax.random.split(key)
+        own = super().noise(batch_size, key=agent_key)
+        parts = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
+        return EvaluationNoise(**parts, reward=jax.random.normal(reward_key, (batch_size,)))
 
     def loss(
         self, params: Parts, targets: Parts, batch: Batch | Parts, noise: Any, **options: Any
     ) -> tuple[Scalar, Metrics]:
-        agent_noise, target_noise = noise
         seen = batch if isinstance(batch, Parts) else Parts(batch, batch)
-        reward = seen.critic.reward + self.target_noise * target_noise
+        reward = seen.critic.reward + self.target_noise * noise.reward
         batch = Parts(dataclasses.replace(seen.critic, reward=reward), seen.policy)
         if self.frozen_features:
             params = jax.tree.map(_freeze_features, params, is_leaf=_is_network)
-        return super().loss(params, targets, batch, agent_noise, **options)
+        return super().loss(params, targets, batch, noise, **options)
 
 
 def _is_network(tree: object) -> bool:
