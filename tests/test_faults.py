@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 
 from floq_eqx import cli, interop
-from floq_eqx.data import load_dataset, make_environment, ogbench, parse_name
+from floq_eqx.data import fetching, files, load_dataset, loading, make_environment, parse_name
 from floq_eqx.training import Run, TrainConfig, checkpoints
 from floq_eqx.training.trainer import find_data
 
@@ -257,7 +257,7 @@ def bombs(path, arrays):
 def maze(monkeypatch):
     """Arrays of the maze's shapes, with an environment that is made only once."""
     environment = make_environment(MAZE)
-    monkeypatch.setattr(ogbench, "make_environment", lambda name: environment)
+    monkeypatch.setattr(loading, "make_environment", lambda name: environment)
     monkeypatch.setattr(environment, "close", lambda: None)
     rng = np.random.default_rng(0)
     terminals = np.zeros(40, bool)
@@ -324,7 +324,7 @@ def test_names_of_datasets(name, tmp_path):
         with pytest.raises(ValueError, match="Unknown dataset"):
             parse_name(full)
         with pytest.raises(ValueError, match="Unknown dataset"):
-            ogbench.fetch_dataset(full, tmp_path, mirror=tmp_path.as_uri())
+            fetching.fetch_dataset(full, tmp_path, mirror=tmp_path.as_uri())
 
 
 # --------------------------------------------------------------------------------- configurations
@@ -404,7 +404,7 @@ def test_a_validation_file_alone_is_no_obstacle(tmp_path, monkeypatch):
     (folder / "pointmaze-medium-navigate-v0-val.npz").write_bytes(b"old")
     assert len(find_data(config, progress=False)) == 1000
     for path in folder.iterdir():
-        ogbench.check_file(path, thorough=True)
+        files.check_file(path, thorough=True)
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from floq_eqx.training import (
     TrainConfig,
     stopping,
     train,
-    trainer,
     watch,
 )
 
@@ -134,9 +133,9 @@ def whole(data, tmp_path_factory):
     return train(small_config(data), tmp_path_factory.mktemp("whole") / "run")
 
 
-def between(monkeypatch, step, signum, module=trainer):
+def between(monkeypatch, step, signum):
     """Sends a signal after so many updates or steps, once."""
-    watch, sent = module._Watch, []
+    sent = []
 
     def counted(self, done):
         if done >= step and not sent:
@@ -144,8 +143,8 @@ def between(monkeypatch, step, signum, module=trainer):
             send(signum)
         return original(self, done)
 
-    original = watch.between
-    monkeypatch.setattr(watch, "between", counted)
+    original = watch.Watch.between
+    monkeypatch.setattr(watch.Watch, "between", counted)
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
