@@ -68,7 +68,7 @@ class ActorCritic(Agent):
     - `gradient_norm`: The largest norm of the critic's gradient, and of the policy's; `None` for
         no limit.
     - `policy_every`: Move the policy and all slow averages, the critic's too, in every n-th update.
-    - `recipe`: The name of the algorithm in [`floq_eqx.agents.RECIPES`][], if it has one.
+    - `recipe`: The name of the algorithm in [`floq_eqx.agents.recipes.RECIPES`][], if it has one.
 
     **Raises:** `ValueError` for a pair that makes no sense, and says why: a policy that raises a
     value without a critic, a critic that a cloning policy never asks, or settings without effect.

@@ -147,7 +147,9 @@ def _options(first: Any) -> _Options:
     groups = {
         "run": options_like(TrainConfig, defaults, skip=(*own, *_DATA)),
         "data": options_like(TrainConfig, defaults, only=_DATA),
-        "learning": options_like(ActorCritic, made, skip=(*PARTS, "action_size", *unused)),
+        "learning": options_like(
+            ActorCritic, made, skip=(*PARTS, "action_size", "recipe", *unused)
+        ),
         "online": online_options(defaults.online),
     }
     kind = _command(groups, parts, made, environment, name, defaults, bool(stored), folder)
