@@ -18,6 +18,7 @@ from floq_eqx.agents import (
     RECIPES,
     TD,
     ActorCritic,
+    Agent,
     BehaviouralFlow,
     BoundedCritic,
     Categorical,
@@ -35,8 +36,11 @@ from floq_eqx.agents import (
     State,
     TanhGaussian,
     average,
+    composed,
     floq,
     from_plain,
+    recipe,
+    sac,
     to_plain,
     with_options,
 )
@@ -587,6 +591,59 @@ class TestPairs:
         ActorCritic(Implicit(), OneStep(), Selection(2, proposal="behaviour"))
 
 
+class Untold(Agent):
+    """An agent that is no critic and policy."""
+
+    def init(self, observation_size, action_size, *, key):
+        return self.fresh_state(None, None)
+
+    noise = loss = next_targets = act = init
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((Flow, OneStep()), r"critic is the class Flow; expected an instance, such as Flow\(\)"),
+        ((Flow(), OneStep), r"policy is the class OneStep; .* such as OneStep\(\)"),
+        ((OneStep(), Flow()), "critic is OneStep"),
+        ((Flow(), OneStep(), 16), r"selection is 16; .* such as Selection\(\)"),
+    ],
+)
+def test_parts_are_instances(parts, message):
+    # Made around the runtime type check, which says it first here.
+    agent = object.__new__(ActorCritic)
+    names = ("critic", "policy", "selection", "next_selection")
+    for name, part in zip(names, (*parts, Selection(), Selection()), strict=False):
+        object.__setattr__(agent, name, part)
+    with pytest.raises(ValueError, match=message):
+        agent._check_parts()
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_what_can_change_after_training_changes_the_choice(name):
+    agent = small_pair(name, "behavioural_flow", action_size=2)
+    state = start(agent)[0]
+    other = {"num_steps": 3, "num_noise": 3, "value_samples": 3, "value_temperature": 0.1}
+    other |= {"solver": diffrax.Heun()}
+
+    def score(critic):
+        noise = critic.score_noise(len(BATCH), key=KEY)
+        return critic.score(state.params.critic, BATCH.observation, BATCH.action, noise)
+
+    for option in agent.critic.test_time:
+        changed = with_options(agent.critic, {option: other[option]})
+        assert not np.allclose(score(agent.critic), score(changed), rtol=1e-6), option
+
+
+def test_a_gaussian_is_valued_as_it_is_evaluated():
+    agent = small_pair("td", "gaussian", action_size=2)
+    state, noise = start(agent)
+    both = Parts(BATCH, BATCH)
+    found = agent.next_action(state.params, state.targets, both, noise).action
+    mode = [agent.act(state, o, key=KEY) for o in BATCH.next_observation]
+    np.testing.assert_allclose(found, jnp.stack(mode), rtol=1e-5, atol=1e-6)
+
+
 class TestBonus:
     """What a policy pays beside the reward, and the bounds of values that hold it."""
 
@@ -731,6 +788,35 @@ PLAIN = {"critic": {"kind": "flow"}, "policy": {"kind": "one_step"}}
 
 
 class TestPlain:
+    def test_an_algorithm_keeps_its_name_with_its_parts(self):
+        assert floq(critic={"num_steps": 3}, policy=OneStep()).recipe == "floq"
+        for changes in ({"policy": Gaussian()}, {"critic": {"kind": "td"}}, {"critic": TD()}):
+            assert floq(**changes).recipe is None
+        assert composed("td", "one_step").recipe == "fql"
+        assert composed("td", "gaussian").recipe is None
+
+    def test_an_algorithm_of_ones_own(self, monkeypatch):
+        monkeypatch.setattr("floq_eqx.agents.recipes.RECIPES", known := {})
+
+        @recipe
+        def redq():
+            return sac(critic={"ensemble_size": 10, "target_members": 2})
+
+        agent = known["redq"](learning_rate=1e-3)
+        assert (agent.recipe, agent.critic.ensemble_size, agent.learning_rate) == ("redq", 10, 1e-3)
+
+    def test_options_at_the_wrong_place(self):
+        with pytest.raises(
+            ValueError, match=r'option of a part: give critic=\{"num_steps": \.\.\.\}'
+        ):
+            floq(num_steps=3)
+        with pytest.raises(ValueError, match="critic is given twice"):
+            with_options(floq(), {"critic.num_steps": 3, "critic": {"num_noise": 2}})
+        with pytest.raises(
+            ValueError, match="no critic and policy, which a configuration can name"
+        ):
+            to_plain(Untold())
+
     def test_what_is_absent_keeps_its_default(self):
         assert eqx.tree_equal(from_plain(PLAIN), dataclasses.replace(floq(), recipe=None))
 

@@ -41,12 +41,13 @@ def policy_evaluation(
 
     **Arguments:**
 
-    - `critic`: any; floq's with `distil=False` has its integral alone as Q.
+    - `critic`: any that wants next actions; floq's with `distil=False` has its integral alone as Q.
     - `problem`: whose policy.
     - `target_noise`, `frozen_features`: as in [`floq_eqx.analysis.PolicyEvaluation`][].
     - `**options`: of the [`floq_eqx.agents.ActorCritic`][], such as `learning_rate`.
 
-    **Raises:** `ValueError` unless critic and problem have the same discount.
+    **Raises:** `ValueError` unless critic and problem have the same discount, and for a critic that
+    never asks the policy.
     """
     discount = critic.discount
     if isinstance(discount, int | float) and discount != problem.discount:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -15,10 +16,10 @@ from .options import documented, values_of, with_parts_named
 from .output import print_published, say
 
 
-def _changes(kinds: dict[str, tuple[type, tuple[str, ...]]], name: str) -> type:
+def _changes(name: str, kinds: Iterable[tuple[type, Sequence[str]]]) -> type:
     """A dataclass of options that are by default as they were trained."""
     fields: dict[str, Any] = {}
-    for kind, options in kinds.values():
+    for kind, options in kinds:
         hints, described = typing.get_type_hints(kind), documented(kind)
         for option in options:
             hint: Any = Literal[tuple(NAMED[option][1])] if option in NAMED else hints[option]
@@ -28,10 +29,8 @@ def _changes(kinds: dict[str, tuple[type, tuple[str, ...]]], name: str) -> type:
     return dataclasses.make_dataclass(name, fields.values())
 
 
-_Selection = _changes(
-    {"selection": (Selection, tuple(f.name for f in dataclasses.fields(Selection)))}, "Selection"
-)
-_Critic = _changes({name: (kind, kind.test_time) for name, kind in CRITICS.items()}, "Critic")
+_Selection = _changes("Selection", [(Selection, [f.name for f in dataclasses.fields(Selection)])])
+_Critic = _changes("Critic", [(kind, kind.test_time) for kind in CRITICS.values()])
 
 
 @dataclasses.dataclass
@@ -111,16 +110,9 @@ def run(arguments: list[str]) -> None:
 
 
 def _spelled(arguments: list[str]) -> list[str]:
-    whole = dataclasses.make_dataclass(
-        "Whole",
-        [("selection", _Selection), ("critic", _Critic)]
-        + [
-            (f.name, Any)
-            for f in dataclasses.fields(Evaluate)
-            if f.name not in ("selection", "critic")
-        ],
-    )
-    return with_parts_named(arguments, whole, ("selection", "critic"))
+    parts = {"selection": _Selection, "critic": _Critic}
+    fields = [(f.name, parts.get(f.name, Any)) for f in dataclasses.fields(Evaluate)]
+    return with_parts_named(arguments, dataclasses.make_dataclass("Whole", fields), tuple(parts))
 
 
 def _given(parsed: Any) -> dict[str, Any]:
