@@ -1,10 +1,60 @@
 """Checks of hyperparameters and sizes, which say what was got and what was expected."""
 
+import dataclasses
 import difflib
+import types
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from ._types import Number
+import jax
+
+from ._types import Number, Range
+
+
+def check_fields(options: Any) -> None:
+    """Raises a `ValueError` unless every field of a dataclass is what its annotation says.
+
+    Numbers are finite and in the `Range` of their annotation, whole ones at least 1 without one; a
+    `Literal` lists all choices. Arrays pass as numbers, and annotations of other kinds check
+    nothing.
+    """
+    for field in dataclasses.fields(options):
+        check_field(field.name, getattr(options, field.name), field.type)
+
+
+def check_field(name: str, value: Any, hint: Any) -> None:
+    """Raises a `ValueError` unless this value is what an annotation says."""
+    hint, limits = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and types.NoneType in kinds:
+        return
+    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    if float in kinds:
+        limits = limits or Range()
+        check_range(name, value, **dataclasses.asdict(limits))
+    elif kinds == (int,):
+        check_sizes(1 if limits is None else limits.low, **{name: value})
+    elif kinds == (bool,):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}.")
+    elif kinds == (str,):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be a text, got {value!r}.")
+    elif get_origin(kinds[0]) is Literal:
+        check_choice(name, value, kinds[0])
+    elif get_origin(kinds[0]) is Annotated:
+        check_field(name, value, kinds[0])
+    elif get_origin(kinds[0]) is tuple:
+        if not isinstance(value, tuple):
+            raise ValueError(f"{name} must be a tuple, got {value!r}.")
+        for entry in value:
+            check_field(f"every entry of {name}", entry, get_args(kinds[0])[0])
+    elif all(isinstance(kind, type) for kind in kinds) and not isinstance(value, kinds):
+        if isinstance(value, type):
+            made = f"an instance, such as {value.__name__}()"
+            raise ValueError(f"{name} is the class {value.__name__}; expected {made}.")
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{name} is {value!r}; expected {names}, or options by their names.")
 
 
 def check_range(
@@ -20,10 +70,10 @@ def check_range(
 
     Arrays pass: their values are not known when a program is traced.
     """
-    if isinstance(value, str | bool | None):
-        raise ValueError(f"{name} must be a number, got {value!r}.")
-    if not isinstance(value, int | float):
+    if hasattr(value, "shape"):
         return
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, got {value!r}.")
     above = low < value if open_low else low <= value
     below = value < high if open_high else value <= high
     if not (above and below and value < float("inf")):
@@ -31,11 +81,11 @@ def check_range(
         raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {value!r}.")
 
 
-def check_sizes(**sizes: Any) -> None:
-    """Raises a `ValueError` unless every given size or count is a whole number of at least 1."""
+def check_sizes(low: Number = 1, **sizes: Any) -> None:
+    """Raises a `ValueError` unless every size or count is a whole number of at least `low`."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}.")
+        if not isinstance(size, int) or isinstance(size, bool) or size < low:
+            raise ValueError(f"{name} must be a whole number of at least {low}, got {size!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
@@ -44,14 +94,17 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}.")
 
 
-def check_unused(what: str, **options: tuple[Any, Any]) -> None:
-    """Raises a `ValueError` for an option, given with its default, that was changed without effect.
+def check_unused(options: Any, where: str, *names: str) -> None:
+    """Raises a `ValueError` for a field of a dataclass that was changed without effect.
 
     Arrays pass, as in `check_range`.
     """
-    for name, (value, default) in options.items():
-        if isinstance(value, int | float | str | None) and value != default:
-            raise ValueError(f"{name} = {value!r} means nothing {what}: leave it out.")
+    for field in dataclasses.fields(options):
+        value, make = getattr(options, field.name), field.default_factory
+        known = not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(value))
+        default = field.default if make is dataclasses.MISSING else make()
+        if field.name in names and known and value != default:
+            raise ValueError(f"{field.name} = {value!r} means nothing {where}: leave it out.")
 
 
 def nearest(kind: str, name: Any, known: Iterable[str]) -> ValueError:

@@ -13,7 +13,8 @@
 Where several occur together, they come in this order.
 """
 
-from typing import TypeAlias
+import dataclasses
+from typing import Annotated, TypeAlias
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -24,9 +25,33 @@ Number: TypeAlias = float | int
 FloatLike: TypeAlias = float | int | Float[Array, ""]
 """A hyperparameter: a Python number, or a scalar array so that a sweep can be vmapped."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Where a hyperparameter may lie, in the annotation of its field."""
+
+    low: Number = float("-inf")
+    high: Number = float("inf")
+    open_low: bool = False
+    open_high: bool = False
+
+
+AtLeastZero: TypeAlias = Annotated[FloatLike, Range(0)]
+Positive: TypeAlias = Annotated[FloatLike, Range(0, open_low=True)]
+Share: TypeAlias = Annotated[FloatLike, Range(0, 1)]
+AtLeastZeroNumber: TypeAlias = Annotated[Number, Range(0)]
+PositiveNumber: TypeAlias = Annotated[Number, Range(0, open_low=True)]
+BelowOne: TypeAlias = Annotated[FloatLike, Range(0, 1, open_high=True)]
+
 Observation: TypeAlias = Float[Array, "observation"]
 Action: TypeAlias = Float[Array, "action"]
 Observations: TypeAlias = Float[Array, "batch observation"]
 Actions: TypeAlias = Float[Array, "batch action"]
 Values: TypeAlias = Float[Array, "batch"]
+MemberValues: TypeAlias = Float[Array, "ensemble batch"]
+Samples: TypeAlias = Float[Array, "batch noise"]
+MemberSamples: TypeAlias = Float[Array, "ensemble batch noise"]
+NextActions: TypeAlias = Float[Array, "batch noise action"]
 Metrics: TypeAlias = dict[str, Scalar]
+Loss: TypeAlias = tuple[Scalar, Metrics]
+"""A loss, and what is to be known of it."""

@@ -3,14 +3,15 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Key, Number
+from ._checks import check_fields, nearest
+from ._types import Key, Number, Range
 
 T = TypeVar("T")
 
@@ -203,6 +204,7 @@ class MLPConfig:
     output_scale: Number = 1.0
 
     def __post_init__(self):
+        check_fields(self)
         _check_depth(len(self.hidden_sizes))
 
     def build(self, in_size: int, out_size: int, *, key: Key) -> AbstractNetwork:
@@ -232,12 +234,13 @@ class ResidualConfig:
     """
 
     width: int = 512
-    num_blocks: int = 8
+    num_blocks: Annotated[int, Range(0)] = 8
     block_layers: int = 2
     layer_norm: bool = False
     norm_first: bool = False
 
     def __post_init__(self):
+        check_fields(self)
         _check_depth(self.num_blocks * self.block_layers)
 
     def build(self, in_size: int, out_size: int, *, key: Key) -> AbstractNetwork:
@@ -255,3 +258,19 @@ class ResidualConfig:
 
 
 NetworkConfig: TypeAlias = MLPConfig | ResidualConfig
+
+NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MLPConfig, "residual": ResidualConfig}
+"""The kinds of network that a configuration can name."""
+
+
+def of_kind(network: NetworkConfig, kind: str) -> NetworkConfig:
+    """The network as one of another kind: as wide, and the same in what both kinds have."""
+    if kind not in NETWORKS:
+        raise nearest("kind of network", kind, NETWORKS)
+    if isinstance(network, NETWORKS[kind]):
+        return network
+    values = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
+    if isinstance(network, MLPConfig):
+        values["width"] = max(network.hidden_sizes)
+    known = {f.name for f in dataclasses.fields(NETWORKS[kind])}
+    return NETWORKS[kind](**{name: value for name, value in values.items() if name in known})

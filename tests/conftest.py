@@ -1,16 +1,19 @@
 """Settings of the whole suite: JAX is made strict about dtypes and ranks."""
 
 import atexit
+import gc
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 
 import jax
 import pytest
 
-# Most of the suite's time goes into compiling what runs once, here and in programs that it starts.
-# These, which are often the same, also keep what they compiled; each worker's by itself, since the
-# cache has no locks.
+# Most of the suite's time goes into tracing and compiling what runs once, here and in programs that
+# it starts. These, which are often the same, also keep what they compiled; each worker's by itself,
+# since the cache has no locks.
 _cache = tempfile.mkdtemp(prefix="floq-jax-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ |= {
@@ -19,6 +22,21 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+
+# Without these XLA takes four times as long. It ends a process at flags that it does not know,
+# which is tried once: workers inherit what their controller found.
+_flags = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _try = [sys.executable, "-c", "import jax; jax.devices()"]
+    _tried = subprocess.run(_try, env=os.environ | {"XLA_FLAGS": _flags}, capture_output=True)
+    if _tried.returncode == 0:
+        os.environ["XLA_FLAGS"] = _flags
+
+# Tracing makes many small objects, and little of it is garbage.
+gc.set_threshold(50_000)
+
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", None)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -88,11 +88,11 @@ def told(capsys, monkeypatch):
     """The lines of a help, and its text; every option says what it is, without Markdown."""
     monkeypatch.setenv("COLUMNS", "120")  # one column, in which the names of all agents fit
 
-    def read(*words):
-        status, out, err = floq(capsys, *words, "--help")
+    def read(*words, groups=()):
+        status, out, err = floq(capsys, *words, "--help", *groups)
         assert (status, err) == (0, "")
         text = " ".join(re.sub("[│╭╮╰╯─]|-{9,}", " ", out).split())
-        options = re.split(r"(?<!,) (?=--[\w.-]+,? )", text)[1:]
+        options = re.split(r"(?<!,) (?=--[\w.-]+,? )", text.partition("exit")[2])[1:]
         assert len(options) > 2
         assert not [o for o in options if not re.search(r"\. \((default: |required)", o)]
         assert not [mark for mark in ("`", "**", "](", "][", "Raises") if mark in text]
@@ -123,8 +123,31 @@ def test_help_of_a_command(told, command):
     ],
 )
 def test_help_in_groups(told, words, groups):
-    found = re.findall(r"^\W*([\w.-]+) options\b", told(*words.split())[0], re.MULTILINE)
+    asked = TRAIN_GROUPS if words.startswith("train") else ()
+    out, _ = told(*words.split(), groups=asked)
+    found = re.findall(r"^\W*([\w.-]+) options\b", out, re.MULTILINE)
     assert found == groups.split()
+
+
+TRAIN_GROUPS = ("run", "data", "learning", "online", "critic", "policy", "selection")
+TRAIN_GROUPS += ("next_selection",)
+
+
+def test_help_of_train_is_short(told):
+    """It names the options of every group, and explains those of a group that is asked for."""
+    out, text = told("train")
+    assert len(out.splitlines()) < 60
+    assert "selection: num-candidates, proposal, temperature next-selection: num-" in text
+    assert "critic: adjoint, aggregation" in text
+    assert "--critic.adjoint" not in text
+    assert "num-updates" in text
+    assert "--num-updates" not in text
+    out, text = told("train", "--critic", "td", groups=("critic", "selection"))
+    assert re.findall(r"^\W*([\w.-]+) options\b", out, re.MULTILINE) == [
+        *("critic", "critic.network", "selection")
+    ]
+    assert "--critic.target-members" in text
+    assert "--agent" not in text
 
 
 @pytest.mark.parametrize(
@@ -135,14 +158,16 @@ def test_help_in_groups(told, words, groups):
     ],
 )
 def test_help_of_train_shows_the_choice(told, agent, preset):
-    _, text = told("train", "--agent", agent, f"--preset={preset}")
+    words = ("train", "--agent", agent, f"--preset={preset}")
+    _, text = told(*words)
     assert f"--agent {{{','.join(RECIPES)}}}" in text
     assert f"(default: {agent})" in text
     assert "--preset {laptop,paper,paper-best,paper-online}" in text
     assert f"(default: {preset})" in text
     assert "--env STR The single-task OGBench name or, to learn online, a Gymnasium id" in text
     assert f"(default: {CUBE})" in text
-    assert "--batch-size INT Transitions in an update. (default: 256)" in text
+    _, text = told(*words, groups=("run",))
+    assert "--batch-size INT The number of transitions in an update. (default: 256)" in text
 
 
 def test_as_a_module():
@@ -446,7 +471,7 @@ def test_a_run_of_version_0_1(run, capsys, tmp_path):
 def test_a_residual_critic(capsys, monkeypatch, data, tmp_path):
     """The control with matched compute: its kind, its options, and the rest as it was."""
     words = ["train", "--agent", "fql", "--critic.network.kind", "residual"]
-    status, out, _ = floq(capsys, *words, "--help")
+    status, out, _ = floq(capsys, *words, "--help", "critic", "policy")
     assert status == 0
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
     assert "--critic.network.kind {mlp,residual} What the network is" in text

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from floq_eqx.agents import Parts, Selection, c51, evor, sorl, value_flows, with_options
-from floq_eqx.agents.critics import confidence_weight
+from floq_eqx.agents.critics.return_flow import confidence_weight
 from floq_eqx.data import Batch
 from floq_eqx.embeddings import HLGauss
 from floq_eqx.integrate import confine, solve_flow
@@ -416,5 +416,5 @@ class TestEvor:
             np.testing.assert_allclose(q, expected, atol=0.06)
 
     def test_temperature_of_zero_is_refused(self):
-        with pytest.raises(ValueError, match="value_temperature must be above 0"):
+        with pytest.raises(ValueError, match="value_temperature must be in \\(0, inf\\)"):
             evor(critic={"value_temperature": 0.0})

@@ -8,7 +8,6 @@ import pytest
 
 from floq_eqx import interop
 from floq_eqx.agents import Parts
-from floq_eqx.agents.policies import integrate_actions
 from floq_eqx.modules import member_values, member_velocities
 
 from .reference import FILES, Reference
@@ -94,9 +93,7 @@ def test_actions_and_returns(floq_reference):
     )
     assert_close(value.reshape(mid["current_returns"].shape), mid["current_returns"])
 
-    flow_action = integrate_actions(
-        params.policy.flow, noise.policy.actor, batch.observation, num_steps=policy.flow_steps
-    )
+    flow_action = policy.behaviour(params.policy, batch.observation, noise.policy.actor)
     assert_close(flow_action, mid["flow_actions"])
     # The reference evaluates its distilled critic at the clipped one-step actions.
     action = policy.sample(params.policy, batch.observation, noise.policy.actor)

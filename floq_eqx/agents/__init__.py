@@ -13,7 +13,6 @@ from .critics import (
     AbstractCritic as AbstractCritic,
     BoundedCritic as BoundedCritic,
     Categorical as Categorical,
-    EnsembleCritic as EnsembleCritic,
     Flow as Flow,
     Implicit as Implicit,
     Quantile as Quantile,
@@ -22,7 +21,6 @@ from .critics import (
 )
 from .plain import (
     ADJOINTS as ADJOINTS,
-    NETWORKS as NETWORKS,
     SOLVERS as SOLVERS,
     from_plain as from_plain,
     to_plain as to_plain,

@@ -7,7 +7,6 @@ $\bar\theta \leftarrow \tau \theta + (1 - \tau) \bar\theta$.
 """
 
 import dataclasses
-import math
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -16,8 +15,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._checks import check_range, check_sizes, check_unused
-from .._types import Action, Actions, FloatLike, Key, Metrics, Observation, Observations, Scalar
+from .._checks import check_fields, check_unused
+from .._types import (
+    Action,
+    Actions,
+    FloatLike,
+    Key,
+    Loss,
+    Metrics,
+    Observation,
+    Observations,
+    Positive,
+    Share,
+)
 from ..data.transitions import Batch
 from .agent import Agent, State, average, frozen
 from .critics.critic import AbstractCritic, BoundedCritic
@@ -78,21 +88,19 @@ class ActorCritic(Agent):
     policy: AbstractPolicy
     selection: Selection = dataclasses.field(default_factory=Selection)
     next_selection: Selection = dataclasses.field(default_factory=Selection)
-    target_rate: FloatLike = eqx.field(default=0.005, kw_only=True)
-    gradient_norm: FloatLike | None = eqx.field(default=None, kw_only=True)
+    target_rate: Share = eqx.field(default=0.005, kw_only=True)
+    gradient_norm: Positive | None = eqx.field(default=None, kw_only=True)
     policy_every: int = eqx.field(static=True, default=1, kw_only=True)
     recipe: str | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
-        check_range("target_rate", self.target_rate, 0, 1)
-        check_sizes(policy_every=self.policy_every)
-        if self.gradient_norm is not None:
-            check_range("gradient_norm", self.gradient_norm, open_low=True)
-        self._check_parts()
+        check_fields(self)
         policy = type(self.policy).__name__
         if self.critic is None:
             self._check_without_critic(policy)
-        elif not self.policy.uses_value and self._only_clones:
+        elif self.selection.num_candidates == 1 and not (
+            self.policy.uses_value or isinstance(self.policy, Fixed)
+        ):
             raise ValueError(
                 f"{policy} clones the data and never asks {type(self.critic).__name__}: let the "
                 "critic choose, with num_candidates > 1 in selection, or leave the critic out "
@@ -104,12 +112,11 @@ class ActorCritic(Agent):
                     f"{type(self.critic).__name__} learns values of the data and would never ask "
                     "the fixed policy: take a critic that wants next actions."
                 )
-            self._check_unselected(f"where {type(self.critic).__name__} wants no next action")
+            where = f"where {type(self.critic).__name__} wants no next action"
+            check_unused(self, where, "next_selection")
         if not self._asks_policy:
-            default = {f.name: f.default for f in dataclasses.fields(self.policy)}
-            for name in self.policy.target_options:
-                value = (getattr(self.policy, name), default[name])
-                check_unused("where no target takes the policy's next action", **{name: value})
+            where = "where no target takes the policy's next action"
+            check_unused(self.policy, where, *self.policy.target_options)
         for selection in (self.selection, self.next_selection):
             if selection.proposal == "behaviour" and not self.policy.has_behaviour:
                 raise ValueError(
@@ -117,28 +124,12 @@ class ActorCritic(Agent):
                     "proposal = 'behaviour', or take a policy that has one, such as OneStep."
                 )
         bounded = self._asks_policy and isinstance(self.critic, BoundedCritic)
-        if bounded and _unbounded(self.policy.bonus_bounds(1)):
+        if bounded and float("inf") in self.policy.bonus_bounds(1):
             raise ValueError(
                 f"{policy} adds an entropy without bounds to the next value, and "
                 f"{type(self.critic).__name__} represents values within the bounds of the rewards "
                 "alone: leave the entropy out of the target, with backup_entropy = False."
             )
-
-    def _check_parts(self) -> None:
-        for name, kind, example in (
-            ("critic", AbstractCritic | None, "Flow()"),
-            ("policy", AbstractPolicy, "OneStep()"),
-            ("selection", Selection, "Selection()"),
-            ("next_selection", Selection, "Selection()"),
-        ):
-            part = getattr(self, name)
-            if not isinstance(part, kind):
-                got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
-                raise ValueError(f"{name} is {got}; expected an instance, such as {example}.")
-
-    @property
-    def _only_clones(self) -> bool:
-        return self.selection.num_candidates == 1 and not isinstance(self.policy, Fixed)
 
     def _check_without_critic(self, policy: str) -> None:
         if self.policy.uses_value:
@@ -146,16 +137,9 @@ class ActorCritic(Agent):
         if self.selection.num_candidates > 1:
             raise ValueError("Nothing can choose among candidates without a critic: give one.")
         where = "without a critic"
-        self._check_unselected(where)
-        default = type(self)
-        check_unused(where, policy_every=(self.policy_every, default.policy_every))
+        check_unused(self, where, "next_selection", "policy_every")
         if type(self.policy).slow is AbstractPolicy.slow:  # which averages nothing
-            check_unused(where, target_rate=(self.target_rate, default.target_rate))
-
-    def _check_unselected(self, where: str) -> None:
-        chosen = self.next_selection
-        if chosen.num_candidates > 1 or chosen.proposal != "policy":
-            raise ValueError(f"next_selection means nothing {where}: leave it out.")
+            check_unused(self, where, "target_rate")
 
     @property
     def name(self) -> str:
@@ -179,10 +163,8 @@ class ActorCritic(Agent):
         return (critic.reward_min, critic.reward_max) if isinstance(critic, BoundedCritic) else None
 
     def for_data(self, data: Batch) -> "ActorCritic":
-        agent = super().for_data(data)
-        if self.critic is None:
-            return agent
-        return dataclasses.replace(agent, critic=self.critic.for_data(data))
+        critic = None if self.critic is None else self.critic.for_data(data)
+        return dataclasses.replace(super().for_data(data), critic=critic)
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
         self.check_init_sizes(observation_size, action_size)
@@ -229,7 +211,7 @@ class ActorCritic(Agent):
         noise: ActorCriticNoise,
         *,
         moves_policy: Bool[Array, ""] | bool = True,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """The critic's loss and, where it `moves_policy`, the policy's; neither moves the other's
         parameters.
 
@@ -247,7 +229,7 @@ class ActorCritic(Agent):
 
     def critic_loss(
         self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """The part of the loss that trains the critic."""
         size, action_size = batch.critic.action.shape
         critic: Any = self.bounded_critic(action_size)
@@ -266,7 +248,7 @@ class ActorCritic(Agent):
 
     def policy_loss(
         self, params: Parts, targets: Parts, batch: Parts, noise: ActorCriticNoise
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """The part of the loss that trains the policy."""
         critic: Any = self.bounded_critic(batch.policy.action.shape[1])
         fixed, observation = frozen(params.critic), batch.critic.observation
@@ -297,7 +279,8 @@ class ActorCritic(Agent):
         observation = _repeat(batch.critic.next_observation, rows)
         score = critic.score(params.critic, observation, proposed.action, noise.score)
         chosen = self.next_selection.choose(jnp.reshape(score, (-1, count)), noise.choice)
-        return _chosen(proposed, chosen, count)
+        rows = count * jnp.arange(len(chosen)) + chosen
+        return jax.tree.map(lambda x: x[rows], proposed)
 
     def bounded_critic(self, action_size: int) -> AbstractCritic | None:
         """The critic, with bounds that hold the rewards and the bonus that the policy pays."""
@@ -306,8 +289,9 @@ class ActorCritic(Agent):
         low, high = self.policy.bonus_bounds(action_size)
         if all(isinstance(bound, float) and bound == 0 for bound in (low, high)):
             return self.critic
-        discount = self.critic.discount
-        return self.critic.widened(discount * low, discount * high)
+        discount, bounds = self.critic.discount, (self.critic.reward_min, self.critic.reward_max)
+        low, high = bounds[0] + discount * low, bounds[1] + discount * high
+        return dataclasses.replace(self.critic, reward_min=low, reward_max=high)
 
     def update(
         self, state: State, batch: Batch | Parts, noise: ActorCriticNoise
@@ -315,35 +299,30 @@ class ActorCritic(Agent):
         """One step of Adam on `loss`, in which the policy's counts in every `policy_every`-th
         update only, from the first on; and one of the averages in these.
         """
-        moves = True if self.policy_every == 1 else self._moves_policy(state)
+        moves = self._moves_policy(state)
         return self.descend(
-            state,
-            lambda params: self.loss(params, state.targets, batch, noise, moves_policy=moves),
+            state, lambda params: self.loss(params, state.targets, batch, noise, moves_policy=moves)
         )
 
     def next_targets(self, state: State) -> Parts:
         averaged = average(state.targets, self.slow(state.params), self.target_rate)
-        if self.policy_every == 1:
-            return averaged
         moves = self._moves_policy(state)
+        if moves is True:
+            return averaged
         return jax.tree.map(lambda a, b: jnp.where(moves, a, b), averaged, state.targets)
 
-    def _moves_policy(self, state: State) -> Bool[Array, ""]:
-        return state.step % self.policy_every == 0
+    def _moves_policy(self, state: State) -> Bool[Array, ""] | bool:
+        return self.policy_every == 1 or state.step % self.policy_every == 0
 
     def optimiser(self) -> optax.GradientTransformation:
         """Every agent's, with the norms of the critic's and of the policy's gradient clipped."""
-        limit = self.gradient_norm
-        if limit is None:
+        if self.gradient_norm is None:
             return super().optimiser()
-
-        def clip(gradient: PyTree) -> PyTree:
-            norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
-            scale = limit / jnp.maximum(norm, limit)
-            return jax.tree.map(lambda leaf: leaf * scale, gradient)
+        clip = optax.clip_by_global_norm(self.gradient_norm)
 
         def each(gradient: Any, params: Any) -> Any:
-            return Parts(clip(gradient.critic), clip(gradient.policy))
+            parts = (gradient.critic, gradient.policy)
+            return Parts(*(clip.update(part, optax.EmptyState())[0] for part in parts))
 
         return optax.chain(optax.stateless(each), super().optimiser())
 
@@ -370,9 +349,8 @@ class ActorCritic(Agent):
         # The same numbers for all candidates: only the actions make a difference.
         draws = _repeat(critic.score_noise(1, key=score_key), count)
         score = critic.score(params.critic, observations, action, draws)
-        return action[
-            self.selection.choose(score[None], self.selection.noise(1, key=choice_key))[0]
-        ]
+        chosen = self.selection.choose(score[None], self.selection.noise(1, key=choice_key))
+        return action[chosen[0]]
 
     def _propose(self, params: Any, observation: Observations, noise: Actions) -> Actions:
         if self.selection.proposal == "behaviour":
@@ -383,13 +361,3 @@ class ActorCritic(Agent):
 def _repeat(tree: T, count: int) -> T:
     """Every row `count` times, side by side."""
     return tree if count == 1 else jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), tree)
-
-
-def _chosen(tree: T, chosen: Array, count: int) -> T:
-    """Of every `count` rows the chosen one."""
-    rows = count * jnp.arange(len(chosen)) + chosen
-    return jax.tree.map(lambda x: x[rows], tree)
-
-
-def _unbounded(bounds: tuple[FloatLike, FloatLike]) -> bool:
-    return any(isinstance(bound, float) and math.isinf(bound) for bound in bounds)

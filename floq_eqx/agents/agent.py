@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._checks import check_range, check_sizes
-from .._types import Action, FloatLike, Key, Metrics, Observation, Scalar
+from .._checks import check_fields, check_sizes
+from .._types import Action, AtLeastZero, FloatLike, Key, Loss, Metrics, Observation
 from ..data.transitions import Batch
 
 T = TypeVar("T")
@@ -57,14 +57,11 @@ class Agent(eqx.Module):
     """
 
     action_size: int | None = eqx.field(static=True, default=None, kw_only=True)
-    learning_rate: FloatLike = eqx.field(default=3e-4, kw_only=True)
+    learning_rate: AtLeastZero = eqx.field(default=3e-4, kw_only=True)
     decay_updates: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
-        check_range("learning_rate", self.learning_rate)
-        for name in ("action_size", "decay_updates"):
-            if getattr(self, name) is not None:
-                check_sizes(**{name: getattr(self, name)})
+        check_fields(self)
 
     @property
     def name(self) -> str:
@@ -93,7 +90,7 @@ class Agent(eqx.Module):
         """Every random number that one update of a batch of this size takes."""
 
     @abc.abstractmethod
-    def loss(self, params: Any, targets: Any, batch: Batch, noise: Any) -> tuple[Scalar, Metrics]:
+    def loss(self, params: Any, targets: Any, batch: Batch, noise: Any) -> Loss:
         """The loss whose gradient in `params` moves them, and metrics; nothing in it is random."""
 
     @abc.abstractmethod
@@ -147,31 +144,24 @@ class Agent(eqx.Module):
         """
         return self.descend(state, lambda params: self.loss(params, state.targets, batch, noise))
 
-    def descend(
-        self, state: State, objective: Callable[[Any], tuple[Scalar, Metrics]]
-    ) -> tuple[State, Metrics]:
+    def descend(self, state: State, objective: Callable[[Any], Loss]) -> tuple[State, Metrics]:
         """What `update` does, for any function of the parameters."""
         grad = eqx.filter_value_and_grad(objective, has_aux=True)
         (_, metrics), grads = grad(state.params)
         # Optax raises a float to an integer count, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = self.optimiser().update(grads, state.opt_state)
-        return State(
-            params=eqx.apply_updates(state.params, updates),
-            targets=self.next_targets(state),
-            opt_state=opt_state,
-            step=state.step + 1,
-        ), metrics
+        params = eqx.apply_updates(state.params, updates)
+        return State(params, self.next_targets(state), opt_state, state.step + 1), metrics
 
     def optimiser(self) -> optax.GradientTransformation:
         """Adam at `learning_rate`, which falls to zero as a cosine over `decay_updates`.
 
         Its state has the same structure with a decay and without, so that a run can change it.
         """
-        decay = self.decay_updates
         schedule = optax.constant_schedule(1.0)
-        if decay is not None:
-            schedule = optax.cosine_decay_schedule(1.0, decay)
+        if self.decay_updates is not None:
+            schedule = optax.cosine_decay_schedule(1.0, self.decay_updates)
         return optax.chain(optax.adam(self.learning_rate), optax.scale_by_schedule(schedule))
 
     def check_decay(self, state: State, num_updates: int) -> None:
@@ -193,12 +183,8 @@ class Agent(eqx.Module):
 
     def fresh_state(self, params: Any, targets: Any) -> State:
         """A state with these parameters, a new optimiser and no updates."""
-        return State(
-            params=params,
-            targets=targets,
-            opt_state=self.optimiser().init(eqx.filter(params, eqx.is_inexact_array)),
-            step=jnp.zeros((), jnp.int32),
-        )
+        opt_state = self.optimiser().init(eqx.filter(params, eqx.is_inexact_array))
+        return State(params, targets, opt_state, step=jnp.zeros((), jnp.int32))
 
 
 def average(slow: T, fast: T, rate: FloatLike) -> T:

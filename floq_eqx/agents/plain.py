@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import diffrax
 import equinox as eqx
-import jax
 
-from .._checks import check_kind, nearest
-from ..networks import MLPConfig, NetworkConfig, ResidualConfig
+from .._checks import check_field, nearest
+from ..networks import NETWORKS, NetworkConfig, of_kind
 from .actor_critic import ActorCritic
 from .agent import Agent
 from .critics import CRITICS, AbstractCritic
@@ -18,33 +17,21 @@ from .selection import Selection
 
 T = TypeVar("T")
 
-SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
-    solver.__name__.lower(): solver
-    for solver in (
-        diffrax.Euler,
-        diffrax.Midpoint,
-        diffrax.Heun,
-        diffrax.Ralston,
-        diffrax.Bosh3,
-        diffrax.Tsit5,
-        diffrax.Dopri5,
-        diffrax.Dopri8,
-    )
-}
+
+def _by_name(*kinds: type[T]) -> dict[str, type[T]]:
+    return {kind.__name__.lower(): kind for kind in kinds}
+
+
+SOLVERS: dict[str, type[diffrax.AbstractSolver]] = _by_name(
+    *(diffrax.Euler, diffrax.Midpoint, diffrax.Heun, diffrax.Ralston),
+    *(diffrax.Bosh3, diffrax.Tsit5, diffrax.Dopri5, diffrax.Dopri8),
+)
 """The explicit solvers that a configuration can name; in code, any Diffrax solver will do."""
 
-ADJOINTS: dict[str, type[diffrax.AbstractAdjoint]] = {
-    adjoint.__name__.lower(): adjoint
-    for adjoint in (
-        diffrax.RecursiveCheckpointAdjoint,
-        diffrax.DirectAdjoint,
-        diffrax.BacksolveAdjoint,
-    )
-}
+ADJOINTS: dict[str, type[diffrax.AbstractAdjoint]] = _by_name(
+    diffrax.RecursiveCheckpointAdjoint, diffrax.DirectAdjoint, diffrax.BacksolveAdjoint
+)
 """The adjoints that a configuration can name; in code, any that Diffrax has will do."""
-
-NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": MLPConfig, "residual": ResidualConfig}
-"""The kinds of network that a configuration can name."""
 
 NAMED: dict[str, tuple[Any, dict[str, Any]]] = {
     "solver": (diffrax.AbstractSolver, SOLVERS),
@@ -113,13 +100,11 @@ def from_plain(plain: Mapping[str, Any]) -> ActorCritic:
     for part in ("critic", "policy"):
         if part not in plain:
             raise ValueError(f"An agent needs a {part}: its kind and its options.")
-    options, parts = dict(plain), {}
+    options = {"selection": {}, "next_selection": {}} | dict(plain)
+    hints, parts = {f.name: f.type for f in dataclasses.fields(ActorCritic)}, {}
     for part in ("critic", "policy", "selection", "next_selection"):
-        value = options.pop(part, {})
-        without = part == "critic" and value is None
-        if not (without or isinstance(value, Mapping | eqx.Module)):
-            check_kind(part, value, {})
-        parts[part] = _value(part, value, None)
+        parts[part] = _value(part, options.pop(part), None)
+        check_field(part, parts[part], hints[part])
     return with_options(ActorCritic(**parts), options, "an agent")
 
 
@@ -143,12 +128,8 @@ def with_options(module: T, options: Mapping[str, Any], name: str = "") -> T:
     for key, value in nested(options).items():
         if key not in known:
             raise _unknown(module, key, name or type(module).__name__)
-        now = getattr(module, key)
-        missing = value is None and type(None) not in get_args(known[key].type)
-        plain = missing or isinstance(value, bool | int | float | str | list)
-        if plain and not isinstance(now, jax.Array):
-            check_kind(key, value, to_plain(now))
-        changes[key] = _value(key, value, now)
+        changes[key] = _value(key, value, getattr(module, key))
+        check_field(key, changes[key], known[key].type)
     if isinstance(module, ActorCritic):
         parts = [(getattr(module, part), changes.get(part)) for part in ("critic", "policy")]
         if any(new is not None and type(new) is not type(old) for old, new in parts):
@@ -185,19 +166,6 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def of_kind(network: NetworkConfig, kind: str) -> NetworkConfig:
-    """The network as one of another kind: as wide, and the same in what both kinds have."""
-    if kind not in NETWORKS:
-        raise nearest("kind of network", kind, NETWORKS)
-    if isinstance(network, NETWORKS[kind]):
-        return network
-    values = {f.name: getattr(network, f.name) for f in dataclasses.fields(network)}
-    if isinstance(network, MLPConfig):
-        values["width"] = max(network.hidden_sizes)
-    known = {f.name for f in dataclasses.fields(NETWORKS[kind])}
-    return NETWORKS[kind](**{name: value for name, value in values.items() if name in known})
-
-
 def _value(key: str, value: Any, now: Any) -> Any:
     """An option from its plain form; anything else is what it is."""
     if isinstance(value, Mapping):
@@ -217,9 +185,8 @@ def _value(key: str, value: Any, now: Any) -> Any:
             now = of_kind(now, kind) if isinstance(now, NetworkConfig) else known[kind]()
         return with_options(now, options, key)
     if key in NAMED and not isinstance(value, NAMED[key][0] | None):
-        check_kind(key, value, "")
         known = NAMED[key][1]
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise nearest(key, value, known)
         return known[value]()
     return tuple(value) if isinstance(value, list) else value

@@ -11,36 +11,15 @@ from typing import Any
 
 from .._checks import nearest
 from ..networks import MLPConfig
+from . import critics, policies
 from .actor_critic import ActorCritic
-from .critics import (
-    CRITICS,
-    TD,
-    BoundedCritic,
-    Categorical,
-    Flow,
-    Implicit,
-    Quantile,
-    ReturnFlow,
-    SoftReturnFlow,
-)
 from .plain import with_options
-from .policies import (
-    POLICIES,
-    BehaviouralFlow,
-    Deterministic,
-    Gaussian,
-    OneStep,
-    Shortcut,
-    TanhGaussian,
-)
 from .selection import Selection
 
 RECIPES: dict[str, Callable[..., ActorCritic]] = {}
 """Every named algorithm; one that is added by `recipe` is known to the command line, the docs and
 the tests.
 """
-
-_NORMED = MLPConfig(layer_norm=True)
 
 
 def recipe(make: Callable[[], ActorCritic]) -> Callable[..., ActorCritic]:
@@ -64,7 +43,7 @@ def floq() -> ActorCritic:
     2. Match the behavioural flow to the data's actions.
     3. Raise the distilled critic by the one-step actor, and distil the flow into it.
     """
-    return ActorCritic(Flow(), OneStep())
+    return ActorCritic(critics.Flow(), policies.OneStep())
 
 
 @recipe
@@ -75,7 +54,7 @@ def fql() -> ActorCritic:
     2. Match the behavioural flow to the data's actions.
     3. Raise Q by the one-step actor, and distil the flow into it.
     """
-    return ActorCritic(TD(), OneStep())
+    return ActorCritic(critics.TD(), policies.OneStep())
 
 
 @recipe
@@ -85,7 +64,7 @@ def iqn() -> ActorCritic:
     1. Regress quantiles at random levels on r + γ Z(s', a') at others.
     2. Raise their mean by FQL's policy.
     """
-    return ActorCritic(Quantile(), OneStep())
+    return ActorCritic(critics.Quantile(), policies.OneStep())
 
 
 @recipe
@@ -95,7 +74,7 @@ def c51() -> ActorCritic:
     1. Fit a histogram over returns to that of r + γ Q(s', a') by cross-entropy.
     2. Raise its mean by FQL's policy.
     """
-    return ActorCritic(Categorical(), OneStep())
+    return ActorCritic(critics.Categorical(), policies.OneStep())
 
 
 @recipe
@@ -106,9 +85,9 @@ def value_flows() -> ActorCritic:
     2. Match the returns' field to the next return's flow and to its samples, by confidence.
     3. Train FQL's policy on Q; act by the best of N behavioural actions.
     """
-    policy = OneStep(clip_steps=True, network=_NORMED)
+    policy = policies.OneStep(clip_steps=True, network=MLPConfig(layer_norm=True))
     best = Selection(16, proposal="behaviour")
-    return ActorCritic(ReturnFlow(), policy, best, best)
+    return ActorCritic(critics.ReturnFlow(), policy, best, best)
 
 
 @recipe
@@ -119,7 +98,7 @@ def sorl() -> ActorCritic:
     2. Match the shortcut model to the data at its smallest steps, and to itself at larger ones.
     3. Raise Q through its steps, of a random number.
     """
-    return ActorCritic(TD(), Shortcut(), learning_rate=1e-4, gradient_norm=1.0)
+    return ActorCritic(critics.TD(), policies.Shortcut(), learning_rate=1e-4, gradient_norm=1.0)
 
 
 @recipe
@@ -130,7 +109,7 @@ def evor() -> ActorCritic:
     2. Match that to the data's actions.
     3. Act by the best of N of its actions by Q = η log E exp(Z / η).
     """
-    return ActorCritic(SoftReturnFlow(), BehaviouralFlow(), Selection(32))
+    return ActorCritic(critics.SoftReturnFlow(), policies.BehaviouralFlow(), Selection(32))
 
 
 @recipe
@@ -141,7 +120,7 @@ def iql() -> ActorCritic:
     2. Clone the data's actions by the weight of their advantage; or raise Q at the mean of the
        policy and clone, which is DDPG+BC (arXiv 2406.09329).
     """
-    return ActorCritic(Implicit(), Gaussian())
+    return ActorCritic(critics.Implicit(), policies.Gaussian())
 
 
 @recipe
@@ -152,7 +131,7 @@ def ifql() -> ActorCritic:
     2. Match the behavioural flow to the data's actions.
     3. Act by the best of N of its actions by Q.
     """
-    return ActorCritic(Implicit(), BehaviouralFlow(), Selection(32))
+    return ActorCritic(critics.Implicit(), policies.BehaviouralFlow(), Selection(32))
 
 
 @recipe
@@ -162,8 +141,8 @@ def rebrac() -> ActorCritic:
     1. Regress Q on r + γ (min Q(s', a') - w' |a' - a'_data|²), a' of the slow policy, blurred.
     2. Every other update: raise min Q by the policy less w |π(s) - a|², and average.
     """
-    critic = TD(aggregation="min", value_aggregation="min")
-    return ActorCritic(critic, Deterministic(), policy_every=2)
+    critic = critics.TD(aggregation="min", value_aggregation="min")
+    return ActorCritic(critic, policies.Deterministic(), policy_every=2)
 
 
 @recipe
@@ -178,7 +157,7 @@ def sac() -> ActorCritic:
     from offline data is its other part: [`floq_eqx.data.sample_mixture`][].
     """
     network = MLPConfig((256, 256), layer_norm=True, norm_first=True)
-    return ActorCritic(TD(aggregation="min", network=network), TanhGaussian())
+    return ActorCritic(critics.TD(aggregation="min", network=network), policies.TanhGaussian())
 
 
 @recipe
@@ -187,7 +166,7 @@ def bc() -> ActorCritic:
 
     1. Raise the likelihood of the data's actions.
     """
-    return ActorCritic(None, Gaussian(extraction="clone"))
+    return ActorCritic(None, policies.Gaussian(extraction="clone"))
 
 
 @recipe
@@ -196,7 +175,7 @@ def bc_flow() -> ActorCritic:
 
     1. Match the flow to the data's actions.
     """
-    return ActorCritic(None, BehaviouralFlow())
+    return ActorCritic(None, policies.BehaviouralFlow())
 
 
 def composed(critic: str | None, policy: str) -> ActorCritic:
@@ -208,14 +187,17 @@ def composed(critic: str | None, policy: str) -> ActorCritic:
 
     **Raises:** `ValueError` for a name that is not known, and a pair that makes no sense.
     """
-    for name, kind, known in (("critic", critic, CRITICS), ("policy", policy, POLICIES)):
+    for name, kind, known in (
+        ("critic", critic, critics.CRITICS),
+        ("policy", policy, policies.POLICIES),
+    ):
         if kind is not None and kind not in known:
             raise nearest(name, kind, known)
-    kind: Any = None if critic is None else CRITICS[critic]
-    made, actor = kind and kind(), POLICIES[policy]()
+    kind: Any = None if critic is None else critics.CRITICS[critic]
+    made, actor = kind and kind(), policies.POLICIES[policy]()
     for named in (make() for make in RECIPES.values()):
         if (type(named.critic), type(named.policy)) == (type(made), type(actor)):
             return named
-    if isinstance(made, BoundedCritic) and isinstance(actor, TanhGaussian):
-        actor = TanhGaussian(backup_entropy=False)
+    if isinstance(made, critics.BoundedCritic) and isinstance(actor, policies.TanhGaussian):
+        actor = policies.TanhGaussian(backup_entropy=False)
     return ActorCritic(made, actor, Selection(1 if actor.uses_value else 16))

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._checks import check_choice, check_range, check_sizes, check_unused
-from .._types import FloatLike, Key
+from .._checks import check_fields, check_unused
+from .._types import AtLeastZero, Key
 
 Proposal: TypeAlias = Literal["policy", "behaviour"]
 
@@ -22,22 +22,21 @@ class Selection(eqx.Module):
 
     **Arguments:**
 
-    - `num_candidates`: N, how many actions are drawn; 1 takes the only one without asking its
-        value.
-    - `temperature`: T of the choice, at least 0, in units of the return; at 0 the best is taken.
-    - `proposal`: where the actions come from: the `policy`, or its clone of the data's `behaviour`.
+    - `num_candidates`: The number N of actions that are drawn; with 1 it is taken without asking
+        its value.
+    - `temperature`: The temperature T of the choice, at least 0, in units of the return; at 0 the
+        best is taken.
+    - `proposal`: Where the actions come from: the `policy`, or its clone of the data's `behaviour`.
     """
 
     num_candidates: int = eqx.field(static=True, default=1)
-    temperature: FloatLike = 0.0
+    temperature: AtLeastZero = 0.0
     proposal: Proposal = eqx.field(static=True, default="policy")
 
     def __check_init__(self):
-        check_sizes(num_candidates=self.num_candidates)
-        check_range("temperature", self.temperature)
-        check_choice("proposal", self.proposal, Proposal)
+        check_fields(self)
         if self.num_candidates == 1:
-            check_unused("with num_candidates = 1", temperature=(self.temperature, 0.0))
+            check_unused(self, "with num_candidates = 1", "temperature")
 
     def noise(self, count: int, *, key: Key) -> Float[Array, "batch candidates"] | None:
         """Standard Gumbel numbers for `count` choices, `None` where there is nothing to choose."""

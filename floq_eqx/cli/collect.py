@@ -19,9 +19,9 @@ def run(arguments: list[str]) -> None:
         out: str = DEFAULT_DIRECTORY
         """The folder for <name>.npz and <name>-val.npz."""
         episodes: int | None = None
-        """How many training episodes; OGBench's own number by default."""
+        """The number of training episodes; OGBench's own number by default."""
         workers: int | None = None
-        """How many processes; one a core by default."""
+        """The number of processes that collect; one a core by default."""
         seed: int | None = None
         """Episodes depend on this alone, not on the number of workers; 0 by default."""
         fetch: bool = False

@@ -42,15 +42,15 @@ class Evaluate:
     selection: Annotated[Any, tyro.conf.arg(name="selection", constructor=_Selection)]
     critic: Annotated[Any, tyro.conf.arg(name="critic", constructor=_Critic)]
     checkpoint: int | Literal["last", "best"] = "last"
-    """Which checkpoint: by its number of steps, the last, or the one evaluated best."""
+    """Which checkpoint acts: that of a number of steps, the last, or the one evaluated best."""
     episodes: int = 50
-    """How many episodes."""
+    """The number of episodes."""
     seed: int = 0
     """The first episode's seed; the others follow it."""
     success_timing: Literal["pre", "post"] | None = None
     """Score the state before a step (OGBench 1.2's default) or after it (as published)."""
     max_episode_steps: int | None = None
-    """Cut episodes off there that do not end before; by default the run's own."""
+    """The number of steps after which an episode is cut off; by default the run's own."""
     video: str | None = None
     """Also write the first episode to this file, which ends in .gif."""
 

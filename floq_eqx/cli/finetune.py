@@ -27,31 +27,33 @@ def run(arguments: list[str]) -> None:
             out: str | None = None
             """The new run's folder (default: runs/<name of the old one>-online)."""
             seed: int | None = None
-            """Of the batches, the noise, the environments and the evaluation; by default the run's.
-            """
+            """The seed of the batches, the noise, the environments and the evaluation; by default
+            the run's."""
             batch_size: int | None = None
-            """Transitions in an update; this and what follows are by default the run's."""
+            """The number of transitions in an update; this and what follows are by default the
+            run's."""
             log_every: int | None = None
-            """Environment steps between rows of train.csv."""
+            """The number of environment steps between rows of train.csv."""
             evaluate_every: int | None = None
-            """Environment steps between evaluations."""
+            """The number of environment steps between evaluations."""
             evaluation_episodes: int | None = None
-            """Episodes in an evaluation."""
+            """The number of episodes in an evaluation."""
             max_episode_steps: int | None = None
-            """Cut an evaluation's episodes off there that do not end before."""
+            """The number of steps after which an episode of an evaluation is cut off."""
             checkpoint_every: int | None = None
-            """Environment steps between checkpoints."""
+            """The number of environment steps between checkpoints."""
             keep: Keep | None = None
             """Which checkpoints stay: the last, those that were evaluated best, or all."""
             num_kept: int | None = None
-            """How many of the last or the best."""
+            """The number of checkpoints that are kept as the last or the best."""
             data: str | None = None
             """The dataset's .npz file, or the folder to look for it."""
             resume: bool = False
             """Continue the run that is in the new folder, with its own options but for those given
             here, or start it if there is none."""
             log: tuple[LoggerName, ...] = logged
-            """Besides the tables: tensorboard, wandb (offline) or wandb-online; they are extras."""
+            """Where metrics go besides the tables: tensorboard, wandb (offline) or wandb-online,
+            which are extras."""
 
         return tyro.cli(
             Finetune,

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shlex
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .._types import FloatLike, Number
-from ..agents.plain import NAMED, NETWORKS, to_plain
-from ..networks import NetworkConfig
+from ..agents.plain import NAMED, to_plain
+from ..networks import NETWORKS, NetworkConfig
 from ..training import Interrupted, OnlineConfig
 
 
@@ -143,6 +144,46 @@ def _kind(hint: Any) -> Any:
     while typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     return hint if dataclasses.is_dataclass(hint) else None
+
+
+def help_asked(
+    arguments: Sequence[str], groups: Sequence[str]
+) -> tuple[list[str], set[str] | None]:
+    """The words without a request for help, and the groups that it names; `None` without one."""
+    words = list(arguments)
+    asked = [index for index, word in enumerate(words) if word in ("-h", "--help")]
+    if not asked:
+        return words, None
+    after = words[asked[0] + 1 :]
+    rest = [word for word in after if word not in groups and word not in ("-h", "--help")]
+    return words[: asked[0]] + rest, {word for word in after if word in groups}
+
+
+def print_help(
+    program: str, description: str, options: type, groups: Sequence[str], asked: set[str]
+) -> typing.NoReturn:
+    """Prints the options that are in no group and the names of those in one or, if groups are asked
+    for, these with their texts; and ends the program as `--help` does.
+    """
+    hints = typing.get_type_hints(options, include_extras=True)
+    fields, rows = [], []
+    for f in dataclasses.fields(options):
+        hint, grouped = hints[f.name], f.name in groups
+        if grouped and not asked:
+            flags = _flags(hint)
+            own = [name for name in flags if not re.search(r"(^|\.)no-[\w-]+$", name)]
+            text = f"  {f.name.replace('_', '-')}: {', '.join(sorted(own))}"
+            rows += textwrap.wrap(text, 80, subsequent_indent="    ", break_on_hyphens=False)
+        if grouped != bool(asked) or (asked and f.name not in asked):
+            hint = Annotated[hint, tyro.conf.Suppress]
+        default: Any = {"default": f.default, "default_factory": f.default_factory}
+        known = {name: one for name, one in default.items() if one is not dataclasses.MISSING}
+        fields.append((f.name, hint, dataclasses.field(**known)))
+    if rows:
+        description = "\n".join((description, "", *rows))
+    shown = dataclasses.make_dataclass(options.__name__, fields)
+    tyro.cli(shown, prog=program, description=description, args=["--help"])
+    raise SystemExit(0)
 
 
 def online_options(online: OnlineConfig | None) -> type:

@@ -20,11 +20,12 @@ def run(arguments: list[str]) -> None:
         out: str = "learning_curves.png"
         """The figure's file."""
         metric: Literal["success", "returns", "lengths"] = "success"
-        """What to draw."""
+        """The quantity that is drawn."""
         x: XAxis = "updates"
-        """What to draw it against."""
+        """The quantity that it is drawn against."""
         aggregate: Literal["mean", "iqm", "none"] = "mean"
-        """Of runs that differ only in their seed: the mean, the interquartile mean, or each run."""
+        """How runs that differ only in their seed are drawn: by their mean, interquartile mean, or
+        each."""
         pool_tasks: bool = False
         """Aggregate over the tasks of an environment as well."""
         published: bool = True

@@ -26,17 +26,17 @@ def run(arguments: list[str]) -> None:
         out: str | None = None
         """The folder for solvers.md, .csv and .png (default: the run's, or solvers-<problem>)."""
         num_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-        """Numbers of equal steps (K)."""
+        """The numbers K of equal steps."""
         tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
-        """Tolerances of adaptive steps."""
+        """The tolerances of adaptive steps."""
         observations: int = 64
-        """How many observations."""
+        """The number of observations."""
         candidates: int = 16
-        """How many actions to rank in each."""
+        """The number of actions that are ranked in each observation."""
         num_updates: int | None = None
-        """With --problem: how long to train; 6000 updates by default."""
+        """With --problem: the number of updates of the field; 6000 by default."""
         seed: int = 0
-        """Of all random numbers."""
+        """The seed of all random numbers."""
 
     options = tyro.cli(Solvers, prog="floq solvers", args=arguments)
     if (options.run is None) == (options.problem is None):

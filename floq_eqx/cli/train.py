@@ -11,43 +11,46 @@ import tyro
 from .._checks import nearest
 from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, to_plain, with_options
 from ..agents.critics import BoundedCritic
-from ..agents.plain import of_kind
 from ..agents.recipes import composed
-from ..networks import NetworkConfig
+from ..networks import NetworkConfig, of_kind
 from ..training import Run, TrainConfig, train
 from ..training.loggers import LoggerName, loggers_of
 from .options import (
     documented,
+    help_asked,
     json_object,
     online_config,
     online_options,
     options_like,
     plain_of,
+    print_help,
     saying_how_to_continue,
     values_of,
     with_parts_named,
 )
 from .output import finish, say
 
+GROUPS = ("run", "data", "learning", "online")
 PARTS = ("critic", "policy", "selection", "next_selection")
 _DATA = ("data", "collect_episodes", "rewards", "success_timing")
 _NONE = "none"
+_DESCRIPTION = """Train an agent on an OGBench task, offline, online or both.
+
+Add the name of a group to --help, or several, to see what its options mean. An option of a part
+can go without the part's name where only one part has it: --num-steps is --critic.num-steps."""
 
 
 def run(arguments: list[str]) -> None:
+    arguments, asked = help_asked(arguments, (*GROUPS, *PARTS))
     first = _first(arguments)
     options = _options(first)
     spelled = with_parts_named(arguments, options.kind, [*options.parts])
     if (again := _first(spelled)) != first:  # a part's network was named without its part
         options = _options(again)
         spelled = with_parts_named(spelled, options.kind, [*options.parts])
-    parsed = tyro.cli(
-        options.kind,
-        prog="floq train",
-        description="Train an agent on an OGBench task, offline, online or both. An option of the "
-        "critic or the policy can go without its part's name where only one part has it.",
-        args=spelled,
-    )
+    if asked is not None:
+        print_help("floq train", _DESCRIPTION, options.kind, (*GROUPS, *options.parts), asked)
+    parsed = tyro.cli(options.kind, prog="floq train", args=spelled)
     config = _config(parsed, options)
     folder = options.folder
     say(f"training {config.agent_name} on {config.environment} in {folder}")

@@ -1,10 +1,10 @@
 """What a run is asked to do."""
 
 import dataclasses
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from .._checks import check_choice, check_kind, check_range, check_sizes, nearest
-from .._types import Number
+from .._checks import check_fields, check_kind, check_sizes, nearest
+from .._types import Number, Range
 from ..agents import Agent, floq, from_plain, to_plain
 from ..data import dataset_names, parse_name
 
@@ -53,20 +53,17 @@ class OnlineConfig:
 
     num_steps: int = 100_000
     utd: int = 1
-    warmup: int | None = None
+    warmup: Annotated[int, Range(0)] | None = None
     warmup_with: WarmupWith = "random"
     num_environments: int = 1
     capacity: int = 1_000_000
     offline_data: OfflineData = "buffer"
-    offline_fraction: Number = 0.5
+    offline_fraction: Annotated[Number, Range(0, 1)] = 0.5
     keep_offline: bool = True
     start: str | None = None
 
     def __post_init__(self):
-        sizes = ("num_steps", "utd", "num_environments", "capacity")
-        check_sizes(**{name: getattr(self, name) for name in sizes})
-        if self.warmup is not None and self.warmup < 0:
-            raise ValueError(f"warmup must be at least 0, got {self.warmup}.")
+        check_fields(self)
         if self.warmup == 0 and self.warmup_with != OnlineConfig.warmup_with:
             raise ValueError(f"warmup_with = {self.warmup_with!r} means nothing with warmup = 0.")
         if self.num_environments > self.capacity:
@@ -79,9 +76,6 @@ class OnlineConfig:
                 f"num_steps must be a multiple of num_environments = {self.num_environments}, got "
                 f"{self.num_steps}."
             )
-        check_choice("offline_data", self.offline_data, OfflineData)
-        check_choice("warmup_with", self.warmup_with, WarmupWith)
-        check_range("offline_fraction", self.offline_fraction, 0, 1)
         for name, where in (("offline_fraction", "mixture"), ("keep_offline", "buffer")):
             changed = getattr(self, name) != getattr(OnlineConfig, name)
             if changed and self.offline_data != where:
@@ -102,17 +96,17 @@ class TrainConfig:
     - `seed`: the seed of the parameters, the batches, the noise, the environments and the
         evaluation.
     - `num_updates`: how long to train offline; 0 to learn online from scratch.
-    - `batch_size`: transitions in an update.
-    - `log_every`: steps between rows of `train.csv`: updates offline, which run without return to
-        the host, and environment steps online.
-    - `evaluate_every`: steps between evaluations, a multiple of `log_every`; the last step is
-        always followed by one.
-    - `evaluation_episodes`: episodes in an evaluation.
-    - `max_episode_steps`: an episode of an evaluation that does not end before is cut off there.
-    - `checkpoint_every`: steps between checkpoints, a multiple of `log_every`.
+    - `batch_size`: the number of transitions in an update.
+    - `log_every`: the number of steps between rows of `train.csv`: updates offline, which run
+        without return to the host, and environment steps online.
+    - `evaluate_every`: the number of steps between evaluations, a multiple of `log_every`; the last
+        step is always followed by one.
+    - `evaluation_episodes`: the number of episodes in an evaluation.
+    - `max_episode_steps`: the number of steps after which an episode of an evaluation is cut off.
+    - `checkpoint_every`: the number of steps between checkpoints, a multiple of `log_every`.
     - `keep`: which checkpoints stay: the `last`, those that were evaluated `best`, which are saved
         at every evaluation then, or `all`. The last two always stay.
-    - `num_kept`: how many of the last or the best.
+    - `num_kept`: the number of checkpoints that are kept as the last or the best.
     - `data`: the dataset's `.npz` file, or the folder to look for it; `None` for OGBench's own
         folder.
     - `collect_episodes`: unless `data` says where a dataset is, collect this many episodes with
@@ -128,8 +122,8 @@ class TrainConfig:
 
     environment: str = "cube-single-play-singletask-task1-v0"
     agent: Agent = dataclasses.field(default_factory=floq)
-    seed: int = 0
-    num_updates: int = 1_000_000
+    seed: Annotated[int, Range(0)] = 0
+    num_updates: Annotated[int, Range(0)] = 1_000_000
     batch_size: int = 256
     log_every: int = 1000
     evaluate_every: int = 100_000
@@ -146,31 +140,17 @@ class TrainConfig:
     online: OnlineConfig | None = None
 
     def __post_init__(self):
-        sizes = (
-            *(("num_updates",) if self.num_updates or self.online is None else ()),
-            "batch_size",
-            "log_every",
-            "evaluate_every",
-            "evaluation_episodes",
-            "max_episode_steps",
-            "checkpoint_every",
-            "num_kept",
-        )
-        check_sizes(**{name: getattr(self, name) for name in sizes})
+        check_fields(self)
+        if self.online is None:
+            check_sizes(num_updates=self.num_updates)
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
                     f"{name} must be a multiple of log_every = {self.log_every}, got "
                     f"{getattr(self, name)}."
                 )
-        if self.collect_episodes is not None:
-            check_sizes(collect_episodes=self.collect_episodes)
-        check_choice("keep", self.keep, Keep)
-        check_choice("rewards", self.rewards, Rewards)
-        if not 0 <= self.seed < 2**31:
+        if self.seed >= 2**31:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
-        if self.success_timing is not None:
-            check_choice("success_timing", self.success_timing, SuccessTiming)
         if own := {"num", "asynchronous", "success_timing"} & set(self.environment_kwargs):
             raise ValueError(
                 f"environment_kwargs cannot set {', '.join(sorted(own))}: the run itself does."

@@ -9,19 +9,20 @@ Scalable Deep RL" (arXiv 2403.03950), for the former; Bellemare, Dabney and Muno
 Perspective on Reinforcement Learning" (C51, arXiv 1707.06887), for the latter.
 """
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..._checks import check_choice, check_range, check_sizes, check_unused
-from ..._types import Actions, Key, Metrics, Number, Observations, Scalar, Values
+from ..._checks import check_unused
+from ..._types import Actions, AtLeastZeroNumber, Key, Loss, Number, Observations, Range, Values
 from ...data.transitions import Batch
 from ...embeddings import HLGauss
 from ...losses import categorical_loss, squared_error
 from ...modules.values import CategoricalValue, member_logits
-from ...networks import MLPConfig, NetworkConfig, ensemble
-from ...targets import Backup, aggregate, categorical_td_target, td_target, value_bounds
+from ...targets import Backup, aggregate, categorical_td_target, td_target
 from .critic import BoundedCritic
 
 
@@ -39,36 +40,22 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
     - `sigma`: The standard deviation of the HL-Gauss histogram, in bin widths.
     - `reward_offset`: The o in the support, [r_min - o, r_max + o] / (1 - γ), of the
         rewards and the discount at initialisation.
-    - `network`: The network of every member.
     """
 
     backup: Backup = eqx.field(static=True, default="expected")
-    num_bins: int = eqx.field(static=True, default=101)
-    sigma: Number = eqx.field(static=True, default=0.75)
+    num_bins: Annotated[int, Range(2)] = eqx.field(static=True, default=101)
+    sigma: AtLeastZeroNumber = eqx.field(static=True, default=0.75)
     reward_offset: Number = eqx.field(static=True, default=0.01)
-    network: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
 
     def __check_init__(self):
-        check_choice("backup", self.backup, Backup)
-        check_sizes(num_bins=self.num_bins)
-        if self.num_bins < 2:
-            raise ValueError(f"num_bins must be at least 2, got {self.num_bins}.")
-        check_range("sigma", self.sigma)
         if self.backup == "distributional":
-            check_unused("with backup = 'distributional'", sigma=(self.sigma, 0.75))
+            check_unused(self, "with backup = 'distributional'", "sigma")
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> CategoricalValue:
-        low, high = value_bounds(
-            float(self.reward_min) - self.reward_offset,
-            float(self.reward_max) + self.reward_offset,
-            float(self.discount),
-        )
-        histogram = HLGauss(float(low), float(high), self.num_bins + 1, self.sigma)
+        histogram = HLGauss(*self.support(self.reward_offset), self.num_bins + 1, self.sigma)
         inputs = observation_size + action_size
-        return ensemble(
-            lambda k: CategoricalValue(self.network.build(inputs, self.num_bins, key=k), histogram),
-            self.ensemble_size,
-            key=key,
+        return self.members(
+            lambda network: CategoricalValue(network, histogram), inputs, self.num_bins, key=key
         )
 
     def loss(
@@ -78,7 +65,7 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
         batch: Batch,
         next_action: Float[Array, "batch 1 action"],
         noise: None,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """The cross-entropy of every member against the target's histogram."""
         next_logits = member_logits(slow, batch.next_observation, next_action[:, 0])
         target = jax.lax.stop_gradient(self.target_histogram(slow, next_logits, batch))
@@ -92,10 +79,7 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
         }
 
     def target_histogram(
-        self,
-        slow: CategoricalValue,
-        next_logits: Float[Array, "ensemble batch bins"],
-        batch: Batch,
+        self, slow: CategoricalValue, next_logits: Float[Array, "ensemble batch bins"], batch: Batch
     ) -> Float[Array, "batch bins"]:
         """What every member is to predict."""
         next_q = slow.mean(next_logits)
@@ -110,11 +94,7 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
             lowest = jnp.argmin(next_q, axis=0)
             probability = jnp.take_along_axis(probability, lowest[None, :, None], axis=0)[0]
         return categorical_td_target(
-            batch.reward,
-            batch.mask,
-            probability,
-            slow.histogram.centers,
-            discount=self.discount,
+            batch.reward, batch.mask, probability, slow.histogram.centers, discount=self.discount
         )
 
     def value(

@@ -2,31 +2,58 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable
+from typing import ClassVar, Generic, TypeVar
 
 import equinox as eqx
-from jaxtyping import Array, Float
+import jax
 
-from ..._checks import check_choice, check_range, check_sizes
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar, Values
+from ..._checks import check_fields
+from ..._types import (
+    Actions,
+    BelowOne,
+    FloatLike,
+    Key,
+    Loss,
+    NextActions,
+    Number,
+    Observations,
+    Samples,
+    Values,
+)
 from ...data.transitions import Batch, reward_range
-from ...targets import Aggregation
+from ...networks import AbstractNetwork, MLPConfig, NetworkConfig, ensemble
+from ...targets import Aggregation, Backup, flow_td_target, value_bounds
 
 Params = TypeVar("Params")
 Slow = TypeVar("Slow")
 Draws = TypeVar("Draws")
 ValueDraws = TypeVar("ValueDraws")
+T = TypeVar("T")
 CriticT = TypeVar("CriticT", bound="AbstractCritic")
 BoundedT = TypeVar("BoundedT", bound="BoundedCritic")
 
 
+class FlowNoise(eqx.Module):
+    """The random numbers of flow matching: of z0, for the next value and the value, and t."""
+
+    next_value: Samples
+    value: Samples
+    time: Samples
+
+
 class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
-    """A way to represent Q and to learn it; generic in its parameters, their slow average, and the
-    random numbers of its loss and of Q.
+    """A way to represent Q by an ensemble, and to learn it; generic in its parameters, their slow
+    average, and the random numbers of its loss and of Q.
 
     **Arguments:**
 
-    - `discount`: γ, in [0, 1).
+    - `discount`: The discount γ of the return, in [0, 1).
+    - `ensemble_size`: The number of members, at least 1.
+    - `aggregation`: How the target combines the members.
+    - `value_aggregation`: How Q combines the members where a policy raises it, and where actions
+        are chosen by it.
+    - `network`: The network of every member.
     """
 
     uses_next_action: ClassVar[bool] = False
@@ -34,7 +61,14 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
     test_time: ClassVar[tuple[str, ...]] = ()
     """The options of `score` that can change after training."""
 
-    discount: eqx.AbstractVar[FloatLike]
+    discount: BelowOne = 0.99
+    ensemble_size: int = eqx.field(static=True, default=2)
+    aggregation: Aggregation = eqx.field(static=True, default="mean")
+    value_aggregation: Aggregation = eqx.field(static=True, default="mean")
+    network: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
+
+    def __check_init__(self):
+        check_fields(self)
 
     @property
     def num_next_actions(self) -> int:
@@ -65,13 +99,8 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
 
     @abc.abstractmethod
     def loss(
-        self,
-        params: Params,
-        slow: Slow,
-        batch: Batch,
-        next_action: Float[Array, "batch noise action"],
-        noise: Draws,
-    ) -> tuple[Scalar, Metrics]:
+        self, params: Params, slow: Slow, batch: Batch, next_action: NextActions, noise: Draws
+    ) -> Loss:
         """The loss that trains the value, and metrics.
 
         **Arguments:** the parameters and their slow average; the transitions; as many next actions
@@ -80,20 +109,12 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
 
     @abc.abstractmethod
     def value(
-        self,
-        params: Params,
-        observation: Observations,
-        action: Actions,
-        noise: ValueDraws,
+        self, params: Params, observation: Observations, action: Actions, noise: ValueDraws
     ) -> Values:
         """The Q that a policy raises, in units of the return; differentiable in the action."""
 
     def score(
-        self,
-        params: Params,
-        observation: Observations,
-        action: Actions,
-        noise: ValueDraws,
+        self, params: Params, observation: Observations, action: Actions, noise: ValueDraws
     ) -> Values:
         """The Q by which actions are chosen; by default `value`'s."""
         return self.value(params, observation, action, noise)
@@ -106,32 +127,25 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
         """The critic with what it must know of the data."""
         return self
 
+    def members(
+        self, make: Callable[[AbstractNetwork], T], in_size: int, out_size: int = 1, *, key: Key
+    ) -> T:
+        """As many of what `make` makes of a network as there are members, stacked."""
+        return ensemble(
+            lambda k: make(self.network.build(in_size, out_size, key=k)),
+            self.ensemble_size,
+            key=key,
+        )
 
-class EnsembleCritic(AbstractCritic[Params, Slow, Draws, ValueDraws]):
-    """A critic of several members.
-
-    **Arguments:**
-
-    - `discount`: γ, in [0, 1).
-    - `ensemble_size`: The number of members, at least 1.
-    - `aggregation`: How the target combines the members.
-    - `value_aggregation`: How Q combines the members where a policy raises it, and where actions
-        are chosen by it.
-    """
-
-    discount: FloatLike = 0.99
-    ensemble_size: int = eqx.field(static=True, default=2)
-    aggregation: Aggregation = eqx.field(static=True, default="mean")
-    value_aggregation: Aggregation = eqx.field(static=True, default="mean")
-
-    def __check_init__(self):
-        check_range("discount", self.discount, 0, 1, open_high=True)
-        check_sizes(ensemble_size=self.ensemble_size)
-        check_choice("aggregation", self.aggregation, Aggregation)
-        check_choice("value_aggregation", self.value_aggregation, Aggregation)
+    def sample_targets(self, batch: Batch, next_value: Samples, backup: Backup) -> Samples:
+        """The TD target of every sample, its own or their mean, without gradient."""
+        target = flow_td_target(
+            batch.reward, batch.mask, next_value, discount=self.discount, backup=backup
+        )
+        return jax.lax.stop_gradient(target)
 
 
-class BoundedCritic(EnsembleCritic[Params, Slow, Draws, ValueDraws]):
+class BoundedCritic(AbstractCritic[Params, Slow, Draws, ValueDraws]):
     """A critic whose returns lie between bounds, which follow from those of the rewards.
 
     **Arguments:**
@@ -145,8 +159,6 @@ class BoundedCritic(EnsembleCritic[Params, Slow, Draws, ValueDraws]):
 
     def __check_init__(self):
         low, high = self.reward_min, self.reward_max
-        check_range("reward_min", low, float("-inf"))
-        check_range("reward_max", high, float("-inf"))
         if isinstance(low, int | float) and isinstance(high, int | float) and not low < high:
             raise ValueError(
                 f"Needs reward_min < reward_max, got {low} and {high}: with equal rewards every "
@@ -157,8 +169,7 @@ class BoundedCritic(EnsembleCritic[Params, Slow, Draws, ValueDraws]):
         low, high = reward_range(data)
         return dataclasses.replace(self, reward_min=low, reward_max=high)
 
-    def widened(self: BoundedT, low: Any, high: Any) -> BoundedT:
-        """The critic for rewards to which something between `low` and `high` is added."""
-        return dataclasses.replace(
-            self, reward_min=self.reward_min + low, reward_max=self.reward_max + high
-        )
+    def support(self, offset: Number = 0.0) -> tuple[float, float]:
+        """[r_min - o, r_max + o] / (1 - γ) in numbers, for what is made of them once."""
+        low, high = float(self.reward_min) - offset, float(self.reward_max) + offset
+        return value_bounds(low, high, float(self.discount))  # pyright: ignore

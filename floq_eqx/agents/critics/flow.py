@@ -14,17 +14,29 @@ Value-Based RL" (arXiv 2509.06863), algorithm 1; where the paper and its release
 released code, because the published results are its.
 """
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from ..._checks import check_choice, check_range, check_sizes, check_unused
-from ..._types import Actions, FloatLike, Key, Metrics, Number, Observations, Scalar, Values
+from ..._checks import check_unused
+from ..._types import (
+    Actions,
+    AtLeastZero,
+    AtLeastZeroNumber,
+    Key,
+    Loss,
+    MemberSamples,
+    NextActions,
+    Number,
+    Observations,
+    Range,
+    Samples,
+    Values,
+)
 from ...data.transitions import Batch
 from ...embeddings import AbstractEmbedding, Cosine, Fourier, HLGauss, Rescale
 from ...integrate import solve_flow
@@ -33,9 +45,9 @@ from ...modules.values import ActionValue, member_values
 from ...modules.velocity import EndpointVelocity, ValueVelocity, member_velocities
 from ...networks import MLPConfig, NetworkConfig, ensemble
 from ...paths import linear_path
-from ...targets import Backup, aggregate, flow_td_target
+from ...targets import Backup, aggregate
 from ..agent import frozen
-from .critic import BoundedCritic
+from .critic import BoundedCritic, FlowNoise
 
 ValueEmbedding: TypeAlias = Literal["hl_gauss", "rescaled"]
 TimeEmbedding: TypeAlias = Literal["cosine", "fourier", "raw"]
@@ -51,17 +63,7 @@ class FlowParams(eqx.Module):
     distilled: ActionValue | None
 
 
-class FlowNoise(eqx.Module):
-    """The random numbers of the loss, uniform in [0, 1): `next_value` and `value` place z0 within
-    its interval, `time` is t.
-    """
-
-    next_value: Float[Array, "batch noise"]
-    value: Float[Array, "batch noise"]
-    time: Float[Array, "batch noise"]
-
-
-class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "batch noise"] | None]):
+class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
     """The critic of floq: a velocity field that carries noise to Q.
 
     **Arguments:**
@@ -80,8 +82,8 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
     - `distil`: Let policies raise a critic of one pass, regressed on the integral; without it they
         raise the integral itself.
     - `distilled_size`: The number of members of the distilled critic.
-    - `value_embedding`: What the field sees of z.
-    - `time_embedding`: What the field sees of t; the released code's is the cosine.
+    - `value_embedding`: How the field sees z: by HL-Gauss features, or rescaled to [0, 1].
+    - `time_embedding`: How the field sees t: by the released code's cosines, others, or as it is.
     - `num_bins`: The support points of HL-Gauss; see [`floq_eqx.embeddings.HLGauss`][].
     - `sigma`: The standard deviation of HL-Gauss, in bin widths.
     - `reward_offset`: The o in the support of the embedding, [r_min - o, r_max + o] / (1 - γ), of
@@ -92,7 +94,7 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
 
     test_time: ClassVar[tuple[str, ...]] = ("num_steps", "solver", "num_noise")
 
-    noise_coverage: FloatLike = 0.1
+    noise_coverage: AtLeastZero = 0.1
     num_noise: int = eqx.field(static=True, default=8)
     num_steps: int = eqx.field(static=True, default=8)
     solver: diffrax.AbstractSolver = eqx.field(default_factory=diffrax.Euler)
@@ -104,26 +106,17 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
     distilled_size: int = eqx.field(static=True, default=2)
     value_embedding: ValueEmbedding = eqx.field(static=True, default="hl_gauss")
     time_embedding: TimeEmbedding = eqx.field(static=True, default="cosine")
-    num_bins: int = eqx.field(static=True, default=51)
-    sigma: Number = eqx.field(static=True, default=16.0)
+    num_bins: Annotated[int, Range(2)] = eqx.field(static=True, default=51)
+    sigma: AtLeastZeroNumber = eqx.field(static=True, default=16.0)
     reward_offset: Number = eqx.field(static=True, default=0.01)
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig((512, 512), layer_norm=True))
     distilled_network: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
 
     def __check_init__(self):
-        check_range("noise_coverage", self.noise_coverage)
-        check_sizes(
-            num_noise=self.num_noise,
-            num_steps=self.num_steps,
-            distilled_size=self.distilled_size,
-        )
-        check_choice("backup", self.backup, Backup)
-        check_choice("prediction", self.prediction, Prediction)
-        check_choice("value_embedding", self.value_embedding, ValueEmbedding)
-        check_choice("time_embedding", self.time_embedding, TimeEmbedding)
         if self.value_embedding == "rescaled":
-            unused = {"num_bins": (self.num_bins, 51), "sigma": (self.sigma, 16.0)}
-            check_unused("with value_embedding = 'rescaled'", **unused)
+            check_unused(self, "with value_embedding = 'rescaled'", "num_bins", "sigma")
+        if not self.distil:
+            check_unused(self, "with distil = False", "distilled_size", "distilled_network")
 
     @property
     def num_next_actions(self) -> int:
@@ -135,10 +128,8 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
         inputs = observation_size + action_size
         field_inputs = inputs + embed_z.size + embed_t.size
         velocity = ValueVelocity if self.prediction == "velocity" else EndpointVelocity
-        field = ensemble(
-            lambda k: velocity(self.network.build(field_inputs, 1, key=k), embed_z, embed_t),
-            self.ensemble_size,
-            key=field_key,
+        field = self.members(
+            lambda network: velocity(network, embed_z, embed_t), field_inputs, key=field_key
         )
         if not self.distil:
             return FlowParams(field, None)
@@ -151,13 +142,8 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
 
     def embeddings(self) -> tuple[AbstractEmbedding, AbstractEmbedding]:
         """What the field sees of z and of t."""
-        horizon = 1 - float(self.discount)
-        low = (float(self.reward_min) - self.reward_offset) / horizon
-        high = (float(self.reward_max) + self.reward_offset) / horizon
-        if self.value_embedding == "hl_gauss":
-            value = HLGauss(low, high, self.num_bins, self.sigma)
-        else:
-            value = Rescale(low, high)
+        bounds, hl_gauss = self.support(self.reward_offset), self.value_embedding == "hl_gauss"
+        value = HLGauss(*bounds, self.num_bins, self.sigma) if hl_gauss else Rescale(*bounds)
         time = {"cosine": Cosine(), "fourier": Fourier(), "raw": Rescale()}[self.time_embedding]
         return value, time
 
@@ -165,13 +151,14 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
         return params.field
 
     def noise(self, batch_size: int, *, key: Key) -> FlowNoise:
+        """All uniform in [0, 1); z0 is placed by its numbers within its interval."""
         samples = (batch_size, self.num_noise)
         return FlowNoise(*(jax.random.uniform(k, samples) for k in jax.random.split(key, 3)))
 
-    def value_noise(self, count: int, *, key: Key) -> Float[Array, "batch noise"] | None:
+    def value_noise(self, count: int, *, key: Key) -> Samples | None:
         return None if self.distil else self.score_noise(count, key=key)
 
-    def score_noise(self, count: int, *, key: Key) -> Float[Array, "batch noise"]:
+    def score_noise(self, count: int, *, key: Key) -> Samples:
         """Uniform in [0, 1), placing z0 within its interval."""
         return jax.random.uniform(key, (count, self.num_noise))
 
@@ -180,9 +167,9 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
         params: FlowParams,
         slow: ValueVelocity,
         batch: Batch,
-        next_action: Float[Array, "batch noise action"],
+        next_action: NextActions,
         noise: FlowNoise,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """The field's flow matching towards the TD target, and its distillation to a critic."""
         target = self.td_target(slow, batch, next_action, noise.next_value)
         z0 = self.initial_value(noise.value)
@@ -216,24 +203,13 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
         }
 
     def td_target(
-        self,
-        slow: ValueVelocity,
-        batch: Batch,
-        next_action: Float[Array, "batch noise action"],
-        ratio: Float[Array, "batch noise"],
-    ) -> Float[Array, "batch noise"]:
+        self, slow: ValueVelocity, batch: Batch, next_action: NextActions, ratio: Samples
+    ) -> Samples:
         """x1 of every sample's path: each has its own next action and z0; without gradient."""
         next_z0 = self.initial_value(ratio)
         next_value = self.integrate(slow, next_z0, batch.next_observation, next_action)
-        return stop_gradient(
-            flow_td_target(
-                batch.reward,
-                batch.mask,
-                aggregate(next_value, self.aggregation),
-                discount=self.discount,
-                backup=self.backup,
-            )
-        )
+        next_value = aggregate(next_value, self.aggregation)
+        return self.sample_targets(batch, next_value, self.backup)
 
     def initial_value(self, ratio: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """z0, placed by a ratio in [0, 1) within κ [r_min, r_max] / (1 - γ)."""
@@ -246,18 +222,16 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
     def integrate(
         self,
         field: ValueVelocity,
-        z0: Float[Array, "batch noise"],
+        z0: Samples,
         observation: Observations,
-        action: Actions | Float[Array, "batch noise action"],
-    ) -> Float[Array, "ensemble batch noise"]:
+        action: Actions | NextActions,
+    ) -> MemberSamples:
         """Where every member's field takes every z0: the value of (s, a)."""
         z0 = jnp.broadcast_to(z0[None], (self.ensemble_size, *z0.shape))
         return solve_flow(
-            _velocities,
-            z0,
-            field,
-            observation,
-            action,
+            # With all that it depends on as arguments: `BacksolveAdjoint` sees no others.
+            lambda t, z, field, *pair: member_velocities(field, t, z, *pair),
+            *(z0, field, observation, action),
             solver=self.solver,
             num_steps=self.num_steps,
             adjoint=self.adjoint,
@@ -265,39 +239,19 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Float[Array, "bat
         ).value
 
     def value(
-        self,
-        params: FlowParams,
-        observation: Observations,
-        action: Actions,
-        noise: Float[Array, "batch noise"] | None,
+        self, params: FlowParams, observation: Observations, action: Actions, noise: Samples | None
     ) -> Values:
         """The distilled critic's Q; without one, the integral's."""
         if params.distilled is None:
             return self.score(params, observation, action, noise)
-        return aggregate(
-            member_values(params.distilled, observation, action), self.value_aggregation
-        )
+        q = member_values(params.distilled, observation, action)
+        return aggregate(q, self.value_aggregation)
 
     def score(
-        self,
-        params: FlowParams,
-        observation: Observations,
-        action: Actions,
-        noise: Float[Array, "batch noise"] | None,
+        self, params: FlowParams, observation: Observations, action: Actions, noise: Samples | None
     ) -> Values:
         """The integral: the mean over samples of z0, the members combined."""
         if noise is None:
             raise ValueError("The integral needs z0: the noise that score_noise draws, got None.")
         value = self.integrate(params.field, self.initial_value(noise), observation, action)
         return jnp.mean(aggregate(value, self.value_aggregation), axis=1)
-
-
-def _velocities(
-    t: Scalar,
-    z: Float[Array, "ensemble batch noise"],
-    field: ValueVelocity,
-    observation: Observations,
-    action: Actions | Float[Array, "batch noise action"],
-) -> Float[Array, "ensemble batch noise"]:
-    """With all that it depends on as arguments: `BacksolveAdjoint` sees no others."""
-    return member_velocities(field, t, z, observation, action)

@@ -16,15 +16,13 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from ..._checks import check_range
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar, Values
+from ..._types import Actions, BelowOne, Key, Loss, Observations, Values
 from ...data.transitions import Batch
 from ...losses import critic_loss, expectile_loss
 from ...modules.values import ActionValue, StateValue, member_values
-from ...networks import MLPConfig, NetworkConfig, ensemble
 from ...targets import Aggregation, aggregate, td_target
 from ..agent import frozen
-from .critic import EnsembleCritic
+from .critic import AbstractCritic
 
 
 class ImplicitParams(eqx.Module):
@@ -34,7 +32,7 @@ class ImplicitParams(eqx.Module):
     v: StateValue
 
 
-class Implicit(EnsembleCritic[ImplicitParams, ActionValue, None, None]):
+class Implicit(AbstractCritic[ImplicitParams, ActionValue, None, None]):
     """The values of IQL.
 
     **Arguments:**
@@ -48,11 +46,7 @@ class Implicit(EnsembleCritic[ImplicitParams, ActionValue, None, None]):
 
     aggregation: Aggregation = eqx.field(static=True, default="min")
     value_aggregation: Aggregation = eqx.field(static=True, default="min")
-    expectile: FloatLike = 0.9
-    network: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
-
-    def __check_init__(self):
-        check_range("expectile", self.expectile, 0, 1, open_high=True)
+    expectile: BelowOne = 0.9
 
     @property
     def num_next_actions(self) -> int:
@@ -60,12 +54,7 @@ class Implicit(EnsembleCritic[ImplicitParams, ActionValue, None, None]):
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> ImplicitParams:
         q_key, v_key = jax.random.split(key)
-        inputs = observation_size + action_size
-        q = ensemble(
-            lambda k: ActionValue(self.network.build(inputs, 1, key=k)),
-            self.ensemble_size,
-            key=q_key,
-        )
+        q = self.members(ActionValue, observation_size + action_size, key=q_key)
         return ImplicitParams(q, StateValue(self.network.build(observation_size, 1, key=v_key)))
 
     def slow(self, params: ImplicitParams) -> ActionValue:
@@ -78,7 +67,7 @@ class Implicit(EnsembleCritic[ImplicitParams, ActionValue, None, None]):
         batch: Batch,
         next_action: Float[Array, "batch 0 action"],
         noise: None,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """The expectile loss of V and the TD error of Q, whose members' errors are added."""
         v = jax.vmap(params.v)(batch.observation)
         slow_q = member_values(slow, batch.observation, batch.action)

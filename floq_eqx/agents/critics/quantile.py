@@ -15,18 +15,15 @@ from typing import ClassVar, Literal, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.lax import stop_gradient
-from jaxtyping import Array, Float
 
-from ..._checks import check_choice, check_range, check_sizes, check_unused
-from ..._types import Actions, Key, Metrics, Number, Observations, Scalar, Values
+from ..._checks import check_unused
+from ..._types import Actions, Key, Loss, NextActions, Observations, PositiveNumber, Samples, Values
 from ...data.transitions import Batch
 from ...embeddings import Fourier
 from ...losses import quantile_loss, squared_error
 from ...modules.values import QuantileValue, member_quantiles
-from ...networks import MLPConfig, NetworkConfig, ensemble
-from ...targets import aggregate, flow_td_target
-from .critic import EnsembleCritic
+from ...targets import aggregate
+from .critic import AbstractCritic
 
 QuantileLoss: TypeAlias = Literal["squared", "huber"]
 
@@ -34,13 +31,11 @@ QuantileLoss: TypeAlias = Literal["squared", "huber"]
 class QuantileNoise(eqx.Module):
     """The levels of the target and of the prediction, uniform in [0, 1)."""
 
-    next_quantile: Float[Array, "batch noise"]
-    quantile: Float[Array, "batch noise"]
+    next_quantile: Samples
+    quantile: Samples
 
 
-class Quantile(
-    EnsembleCritic[QuantileValue, QuantileValue, QuantileNoise, Float[Array, "batch noise"] | None]
-):
+class Quantile(AbstractCritic[QuantileValue, QuantileValue, QuantileNoise, Samples | None]):
     """An implicit quantile network: a distributional critic.
 
     **Arguments:**
@@ -50,24 +45,18 @@ class Quantile(
         Huber loss of the IQN paper.
     - `huber_threshold`: Where the Huber loss becomes linear, in units of the return.
     - `num_terms`: The number of cosines that embed a quantile level.
-    - `network`: The network of every member.
     """
 
     test_time: ClassVar[tuple[str, ...]] = ("num_noise",)
 
     num_noise: int = eqx.field(static=True, default=8)
     loss_kind: QuantileLoss = eqx.field(static=True, default="squared")
-    huber_threshold: Number = eqx.field(static=True, default=1.0)
+    huber_threshold: PositiveNumber = eqx.field(static=True, default=1.0)
     num_terms: int = eqx.field(static=True, default=64)
-    network: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
 
     def __check_init__(self):
-        check_sizes(num_noise=self.num_noise, num_terms=self.num_terms)
-        check_choice("loss_kind", self.loss_kind, QuantileLoss)
-        check_range("huber_threshold", self.huber_threshold, open_low=True)
         if self.loss_kind != "huber":
-            threshold = (self.huber_threshold, 1.0)
-            check_unused("with loss_kind = 'squared'", huber_threshold=threshold)
+            check_unused(self, "with loss_kind = 'squared'", "huber_threshold")
 
     @property
     def num_next_actions(self) -> int:
@@ -76,17 +65,13 @@ class Quantile(
     def init(self, observation_size: int, action_size: int, *, key: Key) -> QuantileValue:
         embedding = Fourier(self.num_terms)
         inputs = observation_size + action_size + embedding.size
-        return ensemble(
-            lambda k: QuantileValue(self.network.build(inputs, 1, key=k), embedding),
-            self.ensemble_size,
-            key=key,
-        )
+        return self.members(lambda network: QuantileValue(network, embedding), inputs, key=key)
 
     def noise(self, batch_size: int, *, key: Key) -> QuantileNoise:
         levels = (batch_size, self.num_noise)
         return QuantileNoise(*(jax.random.uniform(k, levels) for k in jax.random.split(key)))
 
-    def value_noise(self, count: int, *, key: Key) -> Float[Array, "batch noise"]:
+    def value_noise(self, count: int, *, key: Key) -> Samples:
         """Quantile levels, uniform in [0, 1)."""
         return jax.random.uniform(key, (count, self.num_noise))
 
@@ -98,24 +83,15 @@ class Quantile(
         params: QuantileValue,
         slow: QuantileValue,
         batch: Batch,
-        next_action: Float[Array, "batch noise action"],
+        next_action: NextActions,
         noise: QuantileNoise,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """Every quantile level against every sample of the target."""
         next_value = aggregate(
             member_quantiles(slow, batch.next_observation, next_action, noise.next_quantile),
             self.aggregation,
         )
-        # Each sample keeps its own target, as in a distributional backup.
-        target = stop_gradient(
-            flow_td_target(
-                batch.reward,
-                batch.mask,
-                next_value,
-                discount=self.discount,
-                backup="distributional",
-            )
-        )
+        target = self.sample_targets(batch, next_value, "distributional")
         value = member_quantiles(params, batch.observation, batch.action, noise.quantile)
         threshold = self.huber_threshold if self.loss_kind == "huber" else None
         loss = quantile_loss(value, target, noise.quantile, huber_threshold=threshold)
@@ -132,7 +108,7 @@ class Quantile(
         params: QuantileValue,
         observation: Observations,
         action: Actions,
-        noise: Float[Array, "batch noise"] | None,
+        noise: Samples | None,
     ) -> Values:
         """The mean over quantiles at the levels `noise`, evenly spread ones without."""
         if noise is None:

@@ -21,14 +21,11 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from ..._checks import check_range, check_sizes
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar, Values
+from ..._types import Actions, AtLeastZero, Key, Loss, MemberValues, Observations, Scalar, Values
 from ...data.transitions import Batch
 from ...embeddings import Rescale
 from ...integrate import confine, solve_flow
-from ...losses import squared_error
 from ...modules.velocity import ValueVelocity, member_velocities
-from ...networks import MLPConfig, NetworkConfig, ensemble
 from ...paths import linear_path
 from ...targets import aggregate, td_target, value_bounds
 from .critic import BoundedCritic
@@ -54,35 +51,21 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
     - `confidence_temperature`: The temperature of the weights, which are larger where returns
         spread more; at 0 all are 1.
     - `num_steps`: The number of Euler steps of the field, each clipped to the bounds of returns.
-    - `network`: The network of the field.
     """
 
-    dcfm_weight: FloatLike = 1.0
-    bcfm_weight: FloatLike = 1.0
-    confidence_temperature: FloatLike = 0.3
+    dcfm_weight: AtLeastZero = 1.0
+    bcfm_weight: AtLeastZero = 1.0
+    confidence_temperature: AtLeastZero = 0.3
     num_steps: int = eqx.field(static=True, default=10)
-    network: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
-
-    def __check_init__(self):
-        for name in ("dcfm_weight", "bcfm_weight", "confidence_temperature"):
-            check_range(name, getattr(self, name))
-        check_sizes(num_steps=self.num_steps)
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> ValueVelocity:
         inputs = observation_size + action_size + 2
-        return ensemble(
-            lambda k: ValueVelocity(self.network.build(inputs, 1, key=k), Rescale(), Rescale()),
-            self.ensemble_size,
-            key=key,
-        )
+        return self.members(lambda n: ValueVelocity(n, Rescale(), Rescale()), inputs, key=key)
 
     def noise(self, batch_size: int, *, key: Key) -> ReturnFlowNoise:
         keys = jax.random.split(key, 3)
-        return ReturnFlowNoise(
-            confidence=jax.random.normal(keys[0], (batch_size,)),
-            value=jax.random.normal(keys[1], (batch_size,)),
-            time=jax.random.uniform(keys[2], (batch_size,)),
-        )
+        confidence, value = (jax.random.normal(k, (batch_size,)) for k in keys[:2])
+        return ReturnFlowNoise(confidence, value, jax.random.uniform(keys[2], (batch_size,)))
 
     def value_noise(self, count: int, *, key: Key) -> Values:
         """z0, standard normal."""
@@ -95,7 +78,7 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         batch: Batch,
         next_action: Float[Array, "batch 1 action"],
         noise: ReturnFlowNoise,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """Both flow losses, weighted by the confidence of each transition."""
         z0, time = noise.value, noise.time
         here = (batch.observation, batch.action)
@@ -104,14 +87,11 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         def returned(next_value: Values) -> Values:
             return td_target(batch.reward, batch.mask, next_value, discount=self.discount)
 
-        def combined(values: Float[Array, "ensemble batch"]) -> Values:
+        def combined(values: MemberValues) -> Values:
             return stop_gradient(aggregate(values, self.aggregation))
 
         def error(z: Values, target: Values) -> Values:
-            velocity = velocities(params, time, z, *here)
-            return jnp.sum(
-                squared_error(velocity, jnp.broadcast_to(target[None], velocity.shape)), 0
-            )
+            return jnp.sum((velocities(params, time, z, *here) - target[None]) ** 2, axis=0)
 
         next_value = combined(self.integrate(slow, z0, *there, until=jnp.ones_like(time)))
         path = linear_path(z0, returned(next_value), time)
@@ -144,12 +124,10 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         action: Actions,
         *,
         until: Values,
-    ) -> Float[Array, "ensemble batch"]:
+    ) -> MemberValues:
         """Where every member's field takes every z0 by its own time `until`, within the bounds."""
 
-        def velocity(
-            t: Scalar, z: Float[Array, "ensemble batch"]
-        ) -> Float[Array, "ensemble batch"]:
+        def velocity(t: Scalar, z: MemberValues) -> MemberValues:
             return until[None] * velocities(field, until * t, z, observation, action)
 
         low, high = value_bounds(self.reward_min, self.reward_max, self.discount)
@@ -167,7 +145,7 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         1, that of the return (proposition 3 of the paper). Members are combined as Q's are.
         """
 
-        def returned(z0: Values) -> Float[Array, "ensemble batch"]:
+        def returned(z0: Values) -> MemberValues:
             return self.integrate(field, z0, observation, action, until=jnp.ones_like(z0))
 
         _, derivative = jax.jvp(returned, (z0,), (jnp.ones_like(z0),))
@@ -185,16 +163,15 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
 def velocities(
     field: ValueVelocity,
     t: Values,
-    z: Float[Array, "ensemble batch"] | Values,
+    z: MemberValues | Values,
     observation: Observations,
     action: Actions,
-) -> Float[Array, "ensemble batch"]:
+) -> MemberValues:
     """Every member's velocity for every transition, at one flow time and value each."""
-    velocity = member_velocities(field, t[:, None], z[..., None], observation, action)
-    return velocity[..., 0]
+    return member_velocities(field, t[:, None], z[..., None], observation, action)[..., 0]
 
 
-def confidence_weight(spread: Values, temperature: FloatLike) -> Values:
+def confidence_weight(spread: Values, temperature: AtLeastZero) -> Values:
     """sigmoid(-temperature / spread) + 1/2, in [1/2, 1]: more for returns that spread more."""
     tiny = jnp.finfo(spread.dtype).tiny
     return jax.nn.sigmoid(-temperature / jnp.maximum(spread, tiny)) + 0.5

@@ -12,17 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..._checks import check_sizes
-from ..._types import Actions, Key, Metrics, Observations, Scalar, Values
+from ..._checks import check_fields
+from ..._types import Actions, Key, Loss, Observations, Values
 from ...data.transitions import Batch
 from ...losses import critic_loss, squared_error
 from ...modules.values import ActionValue, member_values
-from ...networks import MLPConfig, NetworkConfig, ensemble
 from ...targets import aggregate, td_target
-from .critic import EnsembleCritic
+from .critic import AbstractCritic
 
 
-class TD(EnsembleCritic[ActionValue, ActionValue, Float[Array, "batch ensemble"] | None, None]):
+class TD(AbstractCritic[ActionValue, ActionValue, Float[Array, "batch ensemble"] | None, None]):
     """The ordinary critic: an ensemble that is regressed on one TD target.
 
     Its noise is standard normal, `[batch ensemble]`: the members whose numbers are largest make up
@@ -32,29 +31,20 @@ class TD(EnsembleCritic[ActionValue, ActionValue, Float[Array, "batch ensemble"]
 
     - `target_members`: The number of members, drawn anew for every transition, that the target
         combines; `None` for all of them.
-    - `network`: The network of every member.
     """
 
     target_members: int | None = eqx.field(static=True, default=None)
-    network: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
 
     def __check_init__(self):
-        if self.target_members is None:
-            return
-        check_sizes(target_members=self.target_members)
-        if self.target_members > self.ensemble_size:
+        check_fields(self)
+        if self.target_members is not None and self.target_members > self.ensemble_size:
             raise ValueError(
                 f"target_members must be at most ensemble_size = {self.ensemble_size}, got "
                 f"{self.target_members}."
             )
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> ActionValue:
-        inputs = observation_size + action_size
-        return ensemble(
-            lambda k: ActionValue(self.network.build(inputs, 1, key=k)),
-            self.ensemble_size,
-            key=key,
-        )
+        return self.members(ActionValue, observation_size + action_size, key=key)
 
     def noise(self, batch_size: int, *, key: Key) -> Float[Array, "batch ensemble"] | None:
         if self.target_members in (None, self.ensemble_size):
@@ -68,7 +58,7 @@ class TD(EnsembleCritic[ActionValue, ActionValue, Float[Array, "batch ensemble"]
         batch: Batch,
         next_action: Float[Array, "batch 1 action"],
         noise: Float[Array, "batch ensemble"] | None,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """The mean squared TD error of every member."""
         next_value = member_values(slow, batch.next_observation, next_action[:, 0])
         if noise is not None:

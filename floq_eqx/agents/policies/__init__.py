@@ -3,29 +3,18 @@
 from .behavioural_flow import (
     BehaviouralFlow as BehaviouralFlow,
     BehaviouralFlowNoise as BehaviouralFlowNoise,
-    behavioural_flow_loss as behavioural_flow_loss,
-    integrate_actions as integrate_actions,
 )
 from .deterministic import Deterministic as Deterministic
 from .fixed import Fixed as Fixed
 from .gaussian import Gaussian as Gaussian
-from .one_step import (
-    OneStep as OneStep,
-    OneStepNoise as OneStepNoise,
-    OneStepParams as OneStepParams,
-)
-from .policy import (
-    AbstractPolicy as AbstractPolicy,
-    Critique as Critique,
-    NextAction as NextAction,
-)
+from .one_step import OneStep as OneStep, OneStepNoise as OneStepNoise
+from .policy import AbstractPolicy as AbstractPolicy, Critique as Critique, NextAction as NextAction
 from .shortcut import (
     Shortcut as Shortcut,
     ShortcutNextNoise as ShortcutNextNoise,
     ShortcutNoise as ShortcutNoise,
-    shortcut_actions as shortcut_actions,
 )
-from .tanh_gaussian import TanhGaussian as TanhGaussian, TanhGaussianParams as TanhGaussianParams
+from .tanh_gaussian import TanhGaussian as TanhGaussian
 
 POLICIES: dict[str, type[AbstractPolicy]] = {
     "one_step": OneStep,

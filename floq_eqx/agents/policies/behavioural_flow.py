@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..._checks import check_sizes
-from ..._types import Actions, Key, Metrics, Observations, Scalar
+from ..._types import Actions, Key, Loss, Observations, Scalar
 from ...data.transitions import Batch
 from ...integrate import confine, solve_flow
 from ...losses import flow_matching_loss
@@ -44,9 +43,6 @@ class BehaviouralFlow(AbstractPolicy[ActionVelocity, None, BehaviouralFlowNoise]
     clip_steps: bool = eqx.field(static=True, default=False)
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig())
 
-    def __check_init__(self):
-        check_sizes(flow_steps=self.flow_steps)
-
     @property
     def uses_value(self) -> bool:
         return False
@@ -56,22 +52,23 @@ class BehaviouralFlow(AbstractPolicy[ActionVelocity, None, BehaviouralFlowNoise]
         return ActionVelocity(self.network.build(inputs, action_size, key=key))
 
     def noise(self, shape: tuple[int, ...], *, key: Key) -> BehaviouralFlowNoise:
-        action_key, time_key = jax.random.split(key)
-        return BehaviouralFlowNoise(
-            bc_action=jax.random.normal(action_key, shape),
-            bc_time=jax.random.uniform(time_key, shape[:1]),
-        )
+        keys = jax.random.split(key)
+        x0, time = jax.random.normal(keys[0], shape), jax.random.uniform(keys[1], shape[:1])
+        return BehaviouralFlowNoise(x0, time)
 
     def sample(self, params: ActionVelocity, observation: Observations, noise: Actions) -> Actions:
-        return integrate_actions(
-            params, noise, observation, num_steps=self.flow_steps, clip_steps=self.clip_steps
-        )
+        """Where Euler's steps take the noise, clipped at the end or after every step."""
 
-    def behaviour(
-        self, params: ActionVelocity, observation: Observations, noise: Actions
-    ) -> Actions:
-        """`sample`'s actions: the policy is the clone itself."""
-        return self.sample(params, observation, noise)
+        def velocity(t: Scalar, x: Actions) -> Actions:
+            return action_velocities(params, t, x, observation)
+
+        if self.clip_steps:
+            velocity = confine(velocity, -1, 1, num_steps=self.flow_steps)
+        solution = solve_flow(velocity, noise, num_steps=self.flow_steps, throw=False)
+        return jnp.clip(solution.value, -1, 1)
+
+    behaviour = sample
+    """The policy is the clone itself."""
 
     def loss(
         self,
@@ -80,36 +77,9 @@ class BehaviouralFlow(AbstractPolicy[ActionVelocity, None, BehaviouralFlowNoise]
         batch: Batch,
         critique: Critique,
         noise: BehaviouralFlowNoise,
-    ) -> tuple[Scalar, Metrics]:
-        loss = behavioural_flow_loss(params, batch, noise.bc_action, noise.bc_time)
+    ) -> Loss:
+        """Flow matching from noise to the actions of the data."""
+        path = linear_path(noise.bc_action, batch.action, noise.bc_time)
+        velocity = action_velocities(params, path.t, path.xt, batch.observation)
+        loss = flow_matching_loss(velocity, path.velocity)
         return loss, {"actor_loss": loss, "bc_flow_loss": loss}
-
-
-def integrate_actions(
-    flow: ActionVelocity,
-    x0: Actions,
-    observation: Observations,
-    *,
-    num_steps: int,
-    clip_steps: bool = False,
-) -> Actions:
-    """Where Euler's steps along the behavioural flow take x0, clipped to [-1, 1] at the end or,
-    with `clip_steps`, after every step.
-    """
-
-    def velocity(t: Scalar, x: Actions) -> Actions:
-        return action_velocities(flow, t, x, observation)
-
-    if clip_steps:
-        velocity = confine(velocity, -1, 1, num_steps=num_steps)
-    solution = solve_flow(velocity, x0, num_steps=num_steps, throw=False)
-    return jnp.clip(solution.value, -1, 1)
-
-
-def behavioural_flow_loss(
-    flow: ActionVelocity, batch: Batch, x0: Actions, time: Float[Array, "batch"]
-) -> Scalar:
-    """Flow matching from noise to the actions of the data."""
-    path = linear_path(x0, batch.action, time)
-    velocity = action_velocities(flow, path.t, path.xt, batch.observation)
-    return flow_matching_loss(velocity, path.velocity)

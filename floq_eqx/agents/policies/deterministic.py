@@ -16,10 +16,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..._checks import check_range
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar
+from ..._types import Actions, AtLeastZero, FloatLike, Key, Loss, Observations
 from ...data.transitions import Batch
-from ...losses import policy_loss
 from ...modules.actors import GaussianActor
 from ...networks import MLPConfig, NetworkConfig
 from .policy import AbstractPolicy, Critique, NextAction
@@ -41,15 +39,11 @@ class Deterministic(AbstractPolicy[GaussianActor, GaussianActor, None]):
     acts_by_mode: ClassVar[bool] = True
     target_options: ClassVar[tuple[str, ...]] = ("next_penalty",)
 
-    cloning_weight: FloatLike = 0.1
-    next_penalty: FloatLike = 0.01
-    blur: FloatLike = 0.2
-    blur_clip: FloatLike = 0.5
+    cloning_weight: AtLeastZero = 0.1
+    next_penalty: AtLeastZero = 0.01
+    blur: AtLeastZero = 0.2
+    blur_clip: AtLeastZero = 0.5
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig(output_scale=0.01))
-
-    def __check_init__(self):
-        for name in ("cloning_weight", "next_penalty", "blur", "blur_clip"):
-            check_range(name, getattr(self, name))
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> GaussianActor:
         network = self.network.build(observation_size, action_size, key=key)
@@ -86,17 +80,10 @@ class Deterministic(AbstractPolicy[GaussianActor, GaussianActor, None]):
         batch: Batch,
         critique: Critique,
         noise: None,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         action = jax.vmap(params)(batch.observation)
-        q = critique.q(action)
-        q_loss = policy_loss(q, normalise=True)
+        q_loss, metrics = critique.raised(action, normalise=True)
         distance = jnp.mean(jnp.sum((action - batch.action) ** 2, axis=1))
         bc_loss = self.cloning_weight * distance
         loss = q_loss + bc_loss
-        return loss, {
-            "actor_loss": loss,
-            "q_loss": q_loss,
-            "bc_loss": bc_loss,
-            "action_error": distance,
-            "actor_q": jnp.mean(q),
-        }
+        return loss, metrics | {"actor_loss": loss, "bc_loss": bc_loss, "action_error": distance}

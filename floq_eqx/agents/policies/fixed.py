@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ..._types import Actions, Key, Metrics, Observations, Scalar
+from ..._types import Actions, Key, Loss, Observations
 from ...data.transitions import Batch
 from ...modules.actors import AbstractActor
 from .policy import AbstractPolicy, Critique
@@ -31,8 +31,6 @@ class Fixed(AbstractPolicy[None, None, None]):
     def sample(self, params: None, observation: Observations, noise: Actions) -> Actions:
         return jax.vmap(self.actor.act)(observation, noise)
 
-    def loss(
-        self, params: None, slow: None, batch: Batch, critique: Critique, noise: None
-    ) -> tuple[Scalar, Metrics]:
+    def loss(self, params: None, slow: None, batch: Batch, critique: Critique, noise: None) -> Loss:
         """Zero."""
         return jnp.zeros(()), {}

@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from ..._checks import check_choice, check_range, check_unused
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar
+from ..._checks import check_unused
+from ..._types import Actions, AtLeastZero, Key, Loss, Observations
 from ...data.transitions import Batch
-from ...losses import policy_loss
 from ...modules.actors import GaussianActor
 from ...networks import MLPConfig, NetworkConfig
 from .policy import AbstractPolicy, Critique, NextAction
@@ -45,19 +44,16 @@ class Gaussian(AbstractPolicy[GaussianActor, None, None]):
     acts_by_mode: ClassVar[bool] = True
 
     extraction: Extraction = eqx.field(static=True, default="awr")
-    inverse_temperature: FloatLike = 10.0
-    cloning_weight: FloatLike = 10.0
+    inverse_temperature: AtLeastZero = 10.0
+    cloning_weight: AtLeastZero = 10.0
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig(output_scale=0.01))
 
     def __check_init__(self):
-        check_choice("extraction", self.extraction, Extraction)
-        check_range("inverse_temperature", self.inverse_temperature)
-        check_range("cloning_weight", self.cloning_weight)
         where = f"with extraction = {self.extraction!r}"
         if self.extraction != "awr":
-            check_unused(where, inverse_temperature=(self.inverse_temperature, 10.0))
+            check_unused(self, where, "inverse_temperature")
         if self.extraction != "ddpgbc":
-            check_unused(where, cloning_weight=(self.cloning_weight, 10.0))
+            check_unused(self, where, "cloning_weight")
 
     @property
     def uses_value(self) -> bool:
@@ -76,13 +72,8 @@ class Gaussian(AbstractPolicy[GaussianActor, None, None]):
         return NextAction(jnp.clip(jax.vmap(params)(batch.next_observation), -1, 1))
 
     def loss(
-        self,
-        params: GaussianActor,
-        slow: None,
-        batch: Batch,
-        critique: Critique,
-        noise: None,
-    ) -> tuple[Scalar, Metrics]:
+        self, params: GaussianActor, slow: None, batch: Batch, critique: Critique, noise: None
+    ) -> Loss:
         log_prob = jax.vmap(params.log_prob)(batch.observation, batch.action)
         mean = jax.vmap(params)(batch.observation)
         metrics = {
@@ -102,13 +93,7 @@ class Gaussian(AbstractPolicy[GaussianActor, None, None]):
             loss = -jnp.mean(stop_gradient(weight) * log_prob)
             return loss, metrics | {"actor_loss": loss, "advantage": jnp.mean(advantage)}
 
-        q = critique.q(action)
-        q_loss = policy_loss(q, normalise=True)
+        q_loss, raised = critique.raised(action, normalise=True)
         bc_loss = -self.cloning_weight * jnp.mean(log_prob)
         loss = q_loss + bc_loss
-        return loss, metrics | {
-            "actor_loss": loss,
-            "q_loss": q_loss,
-            "bc_loss": bc_loss,
-            "actor_q": jnp.mean(q),
-        }
+        return loss, metrics | raised | {"actor_loss": loss, "bc_loss": bc_loss}

@@ -12,17 +12,15 @@ algorithm 1.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from ..._checks import check_range, check_sizes
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar
+from ..._types import Actions, AtLeastZero, Key, Loss, Observations
 from ...data.transitions import Batch
-from ...losses import distillation_loss, policy_loss
+from ...losses import distillation_loss
 from ...modules.actors import OneStepActor
 from ...modules.velocity import ActionVelocity
 from ...networks import MLPConfig, NetworkConfig
 from ..agent import frozen
-from .behavioural_flow import behavioural_flow_loss, integrate_actions
+from .behavioural_flow import BehaviouralFlow, BehaviouralFlowNoise
 from .policy import AbstractPolicy, Critique
 
 
@@ -33,11 +31,9 @@ class OneStepParams(eqx.Module):
     actor: OneStepActor
 
 
-class OneStepNoise(eqx.Module):
-    """x0 of the flow and the noise of the actor, standard normal, and t, uniform in [0, 1)."""
+class OneStepNoise(BehaviouralFlowNoise):
+    """The flow's, and the noise of the actor, standard normal."""
 
-    bc_action: Actions
-    bc_time: Float[Array, "batch"]
     actor: Actions
 
 
@@ -54,31 +50,27 @@ class OneStep(AbstractPolicy[OneStepParams, None, OneStepNoise]):
     - `network`: The networks of the behavioural flow and the actor.
     """
 
-    alpha: FloatLike = 10.0
+    alpha: AtLeastZero = 10.0
     flow_steps: int = eqx.field(static=True, default=10)
     normalise_q: bool = eqx.field(static=True, default=False)
     clip_steps: bool = eqx.field(static=True, default=False)
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig())
 
-    def __check_init__(self):
-        check_range("alpha", self.alpha)
-        check_sizes(flow_steps=self.flow_steps)
+    @property
+    def clone(self) -> BehaviouralFlow:
+        """The behavioural flow."""
+        return BehaviouralFlow(self.flow_steps, self.clip_steps, self.network)
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> OneStepParams:
         flow_key, actor_key = jax.random.split(key)
-        inputs = observation_size + action_size
-        return OneStepParams(
-            ActionVelocity(self.network.build(inputs + 1, action_size, key=flow_key)),
-            OneStepActor(self.network.build(inputs, action_size, key=actor_key)),
-        )
+        actor = self.network.build(observation_size + action_size, action_size, key=actor_key)
+        flow = self.clone.init(observation_size, action_size, key=flow_key)
+        return OneStepParams(flow, OneStepActor(actor))
 
     def noise(self, shape: tuple[int, ...], *, key: Key) -> OneStepNoise:
         keys = jax.random.split(key, 3)
-        return OneStepNoise(
-            bc_action=jax.random.normal(keys[0], shape),
-            bc_time=jax.random.uniform(keys[1], shape[:1]),
-            actor=jax.random.normal(keys[2], shape),
-        )
+        x0, actor = (jax.random.normal(k, shape) for k in (keys[0], keys[2]))
+        return OneStepNoise(x0, jax.random.uniform(keys[1], shape[:1]), actor)
 
     def sample(self, params: OneStepParams, observation: Observations, noise: Actions) -> Actions:
         return jnp.clip(jax.vmap(params.actor)(observation, noise), -1, 1)
@@ -86,9 +78,7 @@ class OneStep(AbstractPolicy[OneStepParams, None, OneStepNoise]):
     def behaviour(
         self, params: OneStepParams, observation: Observations, noise: Actions
     ) -> Actions:
-        return integrate_actions(
-            params.flow, noise, observation, num_steps=self.flow_steps, clip_steps=self.clip_steps
-        )
+        return self.clone.sample(params.flow, observation, noise)
 
     def loss(
         self,
@@ -97,21 +87,17 @@ class OneStep(AbstractPolicy[OneStepParams, None, OneStepNoise]):
         batch: Batch,
         critique: Critique,
         noise: OneStepNoise,
-    ) -> tuple[Scalar, Metrics]:
-        flow_loss = behavioural_flow_loss(params.flow, batch, noise.bc_action, noise.bc_time)
+    ) -> Loss:
+        flow_loss, _ = self.clone.loss(params.flow, None, batch, critique, noise)
         cloned = self.behaviour(frozen(params), batch.observation, noise.actor)
         action = jax.vmap(params.actor)(batch.observation, noise.actor)
         clipped = jnp.clip(action, -1, 1)
         distillation = distillation_loss(clipped if self.clip_steps else action, cloned)
 
-        value = critique.q(clipped)
-        q_loss = policy_loss(value, normalise=self.normalise_q)
-
+        q_loss, metrics = critique.raised(clipped, normalise=self.normalise_q)
         loss = flow_loss + self.alpha * distillation + q_loss
-        return loss, {
+        return loss, metrics | {
             "actor_loss": loss,
             "bc_flow_loss": flow_loss,
             "actor_distillation_loss": distillation,
-            "q_loss": q_loss,
-            "actor_q": jnp.mean(value),
         }

@@ -6,10 +6,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar, Values
+from ..._checks import check_fields
+from ..._types import Actions, FloatLike, Key, Loss, Observations, Values
 from ...data.transitions import Batch
+from ...losses import policy_loss
 
 Params = TypeVar("Params")
 Slow = TypeVar("Slow")
@@ -37,6 +40,12 @@ class Critique(eqx.Module):
     q: Callable[[Actions], Values]
     v: Callable[[], Values | None]
 
+    def raised(self, action: Actions, *, normalise: bool) -> Loss:
+        """-E Q of these actions, by the mean |Q| if it is to be normalised, and metrics of both."""
+        q = self.q(action)
+        loss = policy_loss(q, normalise=normalise)
+        return loss, {"q_loss": loss, "actor_q": jnp.mean(q)}
+
 
 class AbstractPolicy(eqx.Module, Generic[Params, Slow, Draws]):
     """A way to act and to learn it; generic in its parameters, their slow average and the random
@@ -49,6 +58,9 @@ class AbstractPolicy(eqx.Module, Generic[Params, Slow, Draws]):
     """Whether it is evaluated by the action of noise zero; it explores by draws all the same."""
     target_options: ClassVar[tuple[str, ...]] = ()
     """The options that count in a critic's target alone, which the policy's next actions make."""
+
+    def __check_init__(self):
+        check_fields(self)
 
     @property
     def has_behaviour(self) -> bool:
@@ -97,7 +109,7 @@ class AbstractPolicy(eqx.Module, Generic[Params, Slow, Draws]):
     @abc.abstractmethod
     def loss(
         self, params: Params, slow: Slow, batch: Batch, critique: Critique, noise: Draws
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         """The loss that trains the policy, and metrics.
 
         **Arguments:** the parameters and their slow average; the transitions; what the critic says

@@ -21,18 +21,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..._checks import check_range, check_sizes
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar
+from ..._checks import check_fields
+from ..._types import Actions, AtLeastZero, Key, Loss, Observations, Scalar
 from ...data.transitions import Batch
 from ...integrate import solve_flow
-from ...losses import distillation_loss, flow_matching_loss, policy_loss
+from ...losses import distillation_loss, flow_matching_loss
 from ...modules.velocity import ShortcutVelocity
 from ...networks import MLPConfig, NetworkConfig
 from ...paths import linear_path
+from .behavioural_flow import BehaviouralFlowNoise
 from .policy import AbstractPolicy, Critique, NextAction
 
 
-class ShortcutNoise(eqx.Module):
+class ShortcutNoise(BehaviouralFlowNoise):
     """The random numbers of the loss.
 
     Actions are standard normal. Times and levels are uniform in [0, 1) and become whole steps and
@@ -40,8 +41,6 @@ class ShortcutNoise(eqx.Module):
     steps.
     """
 
-    bc_action: Actions
-    bc_time: Float[Array, "batch"]
     consistency_action: Actions
     consistency_time: Float[Array, "batch"]
     consistency_level: Float[Array, "batch"]
@@ -70,23 +69,19 @@ class Shortcut(AbstractPolicy[ShortcutVelocity, ShortcutVelocity, ShortcutNoise]
     - `network`: The network of the shortcut model.
     """
 
-    flow_weight: FloatLike = 10.0
-    consistency_weight: FloatLike = 10.0
-    q_weight: FloatLike = 100.0
+    flow_weight: AtLeastZero = 10.0
+    consistency_weight: AtLeastZero = 10.0
+    q_weight: AtLeastZero = 100.0
     max_steps: int = eqx.field(static=True, default=8)
     action_steps: int = eqx.field(static=True, default=8)
     normalise_q: bool = eqx.field(static=True, default=True)
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig())
 
     def __check_init__(self):
-        for name in ("flow_weight", "consistency_weight", "q_weight"):
-            check_range(name, getattr(self, name))
-        check_sizes(max_steps=self.max_steps, action_steps=self.action_steps)
+        check_fields(self)
         if 2**self.levels != self.max_steps:
             raise ValueError(f"max_steps must be a power of 2, got {self.max_steps}.")
-        if 2 ** level_of(self.action_steps) != self.action_steps or (
-            self.action_steps > self.max_steps
-        ):
+        if self.action_steps not in [2**level for level in range(self.levels + 1)]:
             raise ValueError(
                 f"action_steps must be a power of 2 up to max_steps = {self.max_steps}, the "
                 f"numbers of steps that the policy is trained for; got {self.action_steps}."
@@ -117,10 +112,8 @@ class Shortcut(AbstractPolicy[ShortcutVelocity, ShortcutVelocity, ShortcutNoise]
         )
 
     def next_noise(self, shape: tuple[int, ...], *, key: Key) -> ShortcutNextNoise:
-        action_key, level_key = jax.random.split(key)
-        return ShortcutNextNoise(
-            jax.random.normal(action_key, shape), jax.random.uniform(level_key)
-        )
+        keys = jax.random.split(key)
+        return ShortcutNextNoise(jax.random.normal(keys[0], shape), jax.random.uniform(keys[1]))
 
     def sample(
         self, params: ShortcutVelocity, observation: Observations, noise: Actions
@@ -144,21 +137,17 @@ class Shortcut(AbstractPolicy[ShortcutVelocity, ShortcutVelocity, ShortcutNoise]
         batch: Batch,
         critique: Critique,
         noise: ShortcutNoise,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         flow = self.flow_loss(params, batch, noise)
         consistency = self.consistency_loss(params, slow, batch, noise)
         action = self.by_level(params, noise.actor, batch.observation, noise.actor_level)
-        q = critique.q(action)
-        q_loss = policy_loss(q, normalise=self.normalise_q)
-        loss = (
-            self.flow_weight * flow + self.consistency_weight * consistency + self.q_weight * q_loss
-        )
-        return loss, {
+        q_loss, metrics = critique.raised(action, normalise=self.normalise_q)
+        loss = self.flow_weight * flow + self.consistency_weight * consistency
+        loss = loss + self.q_weight * q_loss
+        return loss, metrics | {
             "actor_loss": loss,
             "bc_flow_loss": flow,
             "consistency_loss": consistency,
-            "q_loss": q_loss,
-            "actor_q": jnp.mean(q),
         }
 
     def flow_loss(self, params: ShortcutVelocity, batch: Batch, noise: ShortcutNoise) -> Scalar:

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from ..._checks import check_range
-from ..._types import Actions, FloatLike, Key, Metrics, Observations, Scalar
+from ..._types import Actions, FloatLike, Key, Loss, Observations, Positive, Scalar
 from ...data.transitions import Batch
 from ...modules.actors import TanhGaussianActor
 from ...networks import MLPConfig, NetworkConfig
@@ -51,15 +50,11 @@ class TanhGaussian(AbstractPolicy[TanhGaussianParams, None, Actions]):
     target_options: ClassVar[tuple[str, ...]] = ("backup_entropy",)
 
     entropy_per_component: FloatLike = -0.5
-    initial_temperature: FloatLike = 1.0
+    initial_temperature: Positive = 1.0
     backup_entropy: bool = eqx.field(static=True, default=True)
     network: NetworkConfig = eqx.field(
         static=True, default=MLPConfig((256, 256), output_scale=0.01)
     )
-
-    def __check_init__(self):
-        check_range("entropy_per_component", self.entropy_per_component, float("-inf"))
-        check_range("initial_temperature", self.initial_temperature, 1e-8)
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> TanhGaussianParams:
         network = self.network.build(observation_size, 2 * action_size, key=key)
@@ -96,7 +91,7 @@ class TanhGaussian(AbstractPolicy[TanhGaussianParams, None, Actions]):
         batch: Batch,
         critique: Critique,
         noise: Actions,
-    ) -> tuple[Scalar, Metrics]:
+    ) -> Loss:
         action, log_prob = jax.vmap(params.actor.act_with_log_prob)(batch.observation, noise)
         q = critique.q(action)
         temperature = jnp.exp(params.log_temperature)
