@@ -46,7 +46,7 @@ def check_field(name: str, value: Any, hint: Any) -> None:
         check_field(name, value, kinds[0])
     elif get_origin(kinds[0]) is tuple:
         if not isinstance(value, tuple):
-            raise ValueError(f"{name} must be a tuple, got {value!r}.")
+            raise ValueError(f"{name} must be a tuple (in JSON a list), got {value!r}.")
         for entry in value:
             check_field(f"every entry of {name}", entry, get_args(kinds[0])[0])
     elif all(isinstance(kind, type) for kind in kinds) and not isinstance(value, kinds):

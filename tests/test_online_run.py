@@ -189,7 +189,7 @@ def test_a_broken_environment_leaves_a_run_that_resumes(tmp_path, monkeypatch):
     [
         ({"utd": 0}, "utd must be a whole number"),
         ({"num_steps": 0}, "num_steps must be"),
-        ({"warmup": -1}, "warmup must be at least 0"),
+        ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
         ({"capacity": 2, "num_environments": 3}, "cannot hold one step of 3"),
         ({"num_steps": 10, "num_environments": 3}, "multiple of num_environments = 3"),
         ({"offline_fraction": 1.5}, "offline_fraction must be in"),
@@ -258,15 +258,17 @@ def kill_and_resume(folder, times, num_steps):
     """Kills a run so often, at random moments after a start or a checkpoint, and lets it end."""
     rng = random.Random(0)
     killed = checkpointing = 0
+    starting = 0.0  # seconds to the first checkpoint
     with processes() as begin:
         while killed < times:
+            began, last = time.monotonic(), saved(folder)
             process = begin(*COMMAND, num_steps, "--out", folder)
-            last = saved(folder)
-            if killed % 5 == 0:  # in a start
-                time.sleep(rng.uniform(0.0, 10.0))
+            if killed % 5 == 1:  # in a start
+                time.sleep(rng.uniform(0.0, starting))
             else:
                 wait_for(process, lambda: saved(folder) > last)  # noqa: B023
-                time.sleep(rng.uniform(0.0, 1.0))
+                starting = time.monotonic() - began
+                time.sleep(rng.uniform(0.0, 1.0 if times > 3 else 0.1))
             if not kill(process):
                 break
             killed += 1

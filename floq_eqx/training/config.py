@@ -140,17 +140,16 @@ class TrainConfig:
     online: OnlineConfig | None = None
 
     def __post_init__(self):
+        check_sizes(1 if self.online is None else 0, num_updates=self.num_updates)
+        if isinstance(self.seed, int) and not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         check_fields(self)
-        if self.online is None:
-            check_sizes(num_updates=self.num_updates)
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
                     f"{name} must be a multiple of log_every = {self.log_every}, got "
                     f"{getattr(self, name)}."
                 )
-        if self.seed >= 2**31:
-            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if own := {"num", "asynchronous", "success_timing"} & set(self.environment_kwargs):
             raise ValueError(
                 f"environment_kwargs cannot set {', '.join(sorted(own))}: the run itself does."

@@ -89,7 +89,7 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
     - `reward_offset`: The o in the support of the embedding, [r_min - o, r_max + o] / (1 - γ), of
         the rewards and the discount at initialisation.
     - `network`: The network of the field.
-    - `distilled_network`: The network of the distilled critic.
+    - `distilled_network`: The network of the distilled critic, where there is one.
     """
 
     test_time: ClassVar[tuple[str, ...]] = ("num_steps", "solver", "num_noise")
@@ -116,7 +116,7 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
         if self.value_embedding == "rescaled":
             check_unused(self, "with value_embedding = 'rescaled'", "num_bins", "sigma")
         if not self.distil:
-            check_unused(self, "with distil = False", "distilled_size", "distilled_network")
+            check_unused(self, "with distil = False", "distilled_size")
 
     @property
     def num_next_actions(self) -> int:
