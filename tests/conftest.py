@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 
+import gymnasium
 import jax
 import pytest
 
@@ -48,6 +49,34 @@ def _forget_compiled_programs():
     """Hundreds of them would otherwise fill gigabytes by the end."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _environments_used_again():
+    """A run makes two environments, and MuJoCo takes longer to build them than it trains."""
+    from floq_eqx.data import ogbench
+
+    idle = {}
+    make = ogbench._make
+
+    class UsedAgain(gymnasium.Wrapper):
+        def close(self):
+            mine, self.env = self.env, None
+            if mine is not None:
+                idle[self.kind].append(mine)
+
+    def take(environment_id, **kwargs):
+        if set(kwargs) - {"success_timing"}:
+            return make(environment_id, **kwargs)
+        kind = environment_id, kwargs.get("success_timing")
+        waiting = idle.setdefault(kind, [])
+        env = UsedAgain(waiting.pop() if waiting else make(environment_id, **kwargs))
+        env.kind = kind
+        return env
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ogbench, "_make", take)
+        yield
 
 
 @pytest.fixture

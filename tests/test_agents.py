@@ -909,7 +909,7 @@ class TestFloq:
         critic = {"discount": 0.5, "num_steps": 4, "num_noise": 3} | networks
         agent = small("floq", learning_rate=3e-3, critic=critic).for_data(data)
         state = agent.init(3, 2, key=keys[1])
-        state, metrics = train_steps(agent, state, data, num_updates=600, batch_size=128, key=KEY)
+        state, metrics = train_steps(agent, state, data, num_updates=300, batch_size=64, key=KEY)
         critic, params = agent.critic, state.params.critic
         z0 = critic.initial_value(jax.random.uniform(KEY, (512, 4)))
         value = integrate(critic, params.field, z0, zeros, action)

@@ -108,15 +108,6 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text())
 
 
-@pytest.fixture
-def quick_compilation():
-    """Examples compile more than they compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
 def test_examples_run(page, tmp_path, monkeypatch):
     """Those of a page marked `<!-- run -->`, one after the other; of the others, the syntax."""

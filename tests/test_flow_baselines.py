@@ -133,7 +133,7 @@ class TestC51:
         critic = {"backup": backup, "discount": 0.5, "num_bins": 21, "network": SMALL}
         policy = {"network": SMALL, "flow_steps": 1}
         agent = c51(critic=critic, policy=policy, learning_rate=1e-2)
-        agent, state = trained(agent, outcomes(), 800)
+        agent, state = trained(agent, outcomes(), 500)
         critic = state.params.critic
         zeros = jnp.zeros((1, 3)), jnp.zeros((1, 2))
         np.testing.assert_allclose(agent.critic.value(critic, *zeros, None), -0.5, atol=0.03)
@@ -403,12 +403,12 @@ class TestEvor:
             mask=(place < 2).astype(jnp.float32),
         )
         changes = {"critic": {"discount": 0.8}, "target_rate": 0.02}
-        agent, state = trained(self.agent, data, 2000, **changes)
+        agent, state = trained(self.agent, data, 1200, **changes)
         q = [float(self.q(agent, state, states[i : i + 1])[0]) for i in range(3)]
         np.testing.assert_allclose(q, [0.64, 0.8, 1], atol=0.05)
 
     def test_two_outcomes(self):
-        agent, state = trained(self.agent, outcomes(), 1500, critic={"num_steps": 16})
+        agent, state = trained(self.agent, outcomes(), 800, critic={"num_steps": 16})
         for eta in (0.3, 1.0):
             cold = with_options(agent, {"critic": {"value_temperature": eta}})
             expected = eta * np.log((1 + np.exp(-1 / eta)) / 2)
