@@ -177,6 +177,17 @@ def test_in_the_middle_of_a_chunk(data, tmp_path, monkeypatch):
     assert same_parameters(resumed, train(config, tmp_path / "whole"))
 
 
+def test_between_two_checkpoints_when_all_else_is_done(data, whole, tmp_path, monkeypatch):
+    """A chunk that was not due to be saved is, before the program ends."""
+    config = small_config(data, checkpoint_every=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "prune", lambda self: send(signal.SIGTERM))
+        with pytest.raises(Interrupted, match="SIGTERM at step 5, which is saved"):
+            train(config, tmp_path / "run")
+    assert Run(tmp_path / "run").steps() == [5]
+    same_run(train(config, tmp_path / "run", resume=True), whole, checkpoints=[10, 20])
+
+
 @pytest.mark.parametrize("when", ["in an evaluation", "while it saves"])
 def test_at_a_bad_moment(data, whole, tmp_path, monkeypatch, when):
     """A missed evaluation is made up for, and a second signal does not break a checkpoint."""

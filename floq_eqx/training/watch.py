@@ -92,7 +92,9 @@ class Watch:
                 self._say(f"the evaluation failed, and {text}")
                 raise
         self.run.prune()
-        self.stop.check()  # What was asked for meanwhile needs no further updates.
+        if self.stop():  # since it was asked for above
+            self.save(step, state, replay)
+            self.stop.check()
 
     def save(self, step: int, state: State, replay: Replay | None = None) -> None:
         if step not in self.run.steps():
