@@ -868,7 +868,10 @@ class TestPlain:
             ({"network": None}, "network is None; expected MLPConfig or ResidualConfig"),
             ({"network": {"kind": "mpl"}}, "Unknown kind of network 'mpl'; did you mean mlp"),
             ({"network": {"width": 3}}, "Unknown option of network 'width'"),
-            ({"network": {"hidden_sizes": 8}}, "hidden_sizes must be a tuple .*, got 8"),
+            (
+                {"network": {"hidden_sizes": 8}},
+                r"hidden_sizes must be a tuple \(in JSON a list\), got 8",
+            ),
             ({"network": {"hidden_sizes": ["a"]}}, "every entry of hidden_sizes must be a whole"),
         ],
     )

@@ -268,7 +268,7 @@ def kill_and_resume(folder, times, num_steps):
             else:
                 wait_for(process, lambda: saved(folder) > last)  # noqa: B023
                 starting = time.monotonic() - began
-                time.sleep(rng.uniform(0.0, 1.0 if times > 3 else 0.1))
+                time.sleep(rng.uniform(0.0, num_steps / 4000))
             if not kill(process):
                 break
             killed += 1
