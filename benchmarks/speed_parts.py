@@ -173,7 +173,8 @@ def repeated(
 
         return jax.lax.scan(one, start, (batches, noises))[0]
 
-    compiled = loop.lower(state, batches, noises).compile()
+    jitted: Any = loop
+    compiled = jitted.lower(state, batches, noises).compile()
 
     def run() -> dict[str, float]:
         watch = Stopwatch()
@@ -197,7 +198,9 @@ def breakdown(case: Case, repetitions: int) -> list[dict[str, Any]]:
     first = jax.tree.map(lambda x: x[0], (batches, noises))
     # One part is not of the state, a batch and noise: the one that makes the latter two.
     parts = parts_of(agent) | {"optimiser and average": optimiser(agent)}
-    calls = {name: repeated(part, state, batches, noises) for name, part in parts.items()}
+    calls: dict[str, Callable[[], dict[str, float]]] = {
+        name: repeated(part, state, batches, noises) for name, part in parts.items()
+    }
     calls["batch and noise"] = repeated(lambda _, key, __: draw(key), state, keys, keys)
     calls[WHOLE] = program.run
     flops = {name: count_flops(part, state, *first).products for name, part in parts.items()}
@@ -209,19 +212,16 @@ def breakdown(case: Case, repetitions: int) -> list[dict[str, Any]]:
             if turn:  # after one to warm up
                 times[name].append(took)
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"part": name, "flops": flops[name]} | per_update(times[name], case.updates)
         for name in calls
     ]
     *alone, whole = rows
+    turns = zip(*(times[name] for name in calls if name != WHOLE), strict=True)
+    kinds = ("wall", "cpu")
+    summed = [{kind: sum((t[kind] for t in turn), 0.0) for kind in kinds} for turn in turns]
     total: dict[str, Any] = {"part": "their sum", "flops": sum(row["flops"] for row in alone)}
-    for kind in ("wall", "cpu"):
-        sums = [
-            sum(times[name][i][kind] for name in flops if name != WHOLE) / case.updates
-            for i in range(repetitions)
-        ]
-        total[kind] = spread(sums)
-    return [*alone, total, whole]
+    return [*alone, total | per_update(summed, case.updates), whole]
 
 
 def growing(case: Case) -> dict[str, dict[int, Case]]:

@@ -135,8 +135,9 @@ class Program:
             return train(agent, state, data, **sizes, **keys)
 
         self._inputs = self.agent, states, self.data, keys
+        jitted: Any = loop
         watch = Stopwatch()
-        lowered = loop.lower(*self._inputs)
+        lowered = jitted.lower(*self._inputs)
         self.first["tracing"] = watch.read()
         watch = Stopwatch()
         self._compiled = lowered.compile()

@@ -84,17 +84,23 @@ def test_the_parts_of_an_update_make_up_the_whole():
 
 def test_growth_changes_a_size_at_a_time():
     case = speed_worker.Case("floq", "laptop", batch_size=8)
+    grown = speed_parts.growing(case)
+    assert {name: tuple(cases) for name, cases in grown.items()} == speed_parts.AROUND
 
-    def count(case):
-        return speed_parts.update_flops(case).products
+    def sizes(case):
+        agent, batch_size = speed_worker.make_agent(case)
+        critic = agent.critic
+        width = {*critic.network.hidden_sizes, *agent.policy.network.hidden_sizes}
+        distinct = {"batch": batch_size, "width": max(width), "K": critic.num_steps}
+        return distinct | {
+            "m": critic.num_noise,
+            "members": critic.ensemble_size,
+            "seeds": case.seeds,
+        }
 
-    grown = {name: list(cases.values()) for name, cases in speed_parts.growing(case).items()}
-    assert {name: len({*map(repr, cases)}) for name, cases in grown.items()} == {
-        name: len(values) for name, values in speed_parts.AROUND.items()
-    }
-    assert count(grown["batch"][1]) == 2 * count(grown["batch"][0])
-    k = [count(grown["K"][index]) for index in (0, 1, 2)]
-    assert k[2] - k[1] == 2 * (k[1] - k[0]) > 0
+    for name, cases in grown.items():
+        for value, each in cases.items():
+            assert sizes(each) == sizes(case) | {name: value}
 
 
 def test_speed_measures_and_tells(tmp_path, monkeypatch, capsys):
