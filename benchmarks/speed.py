@@ -174,8 +174,9 @@ def product_rate(precision: str, repetitions: int = 15) -> dict[str, float]:
         for _ in range(repetitions):
             watch = Stopwatch()
             jax.block_until_ready(product(x, y))
-            for kind, seconds in watch.read().items():
-                best[kind] = max(best[kind], 2 * batch * m * k * n / seconds)
+            took = watch.read()
+            for kind in best:
+                best[kind] = max(best[kind], 2 * batch * m * k * n / took[kind])
     return best
 
 
@@ -290,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.grow:
         size, precision = options.sizes[-1], options.precisions[0]
         tell(f"the growth of floq's update around {size}")
-        rows = growth(case_of("floq", size, precision, options.updates), repetitions)
+        rows = growth(case_of("floq", size, precision, options.updates), repetitions, tell)
         block = {"agent": "floq", "precision": precision, "around": size, "rows": rows}
         results["growth"].append(block)
     tables = markdown(results)

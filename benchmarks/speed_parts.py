@@ -23,6 +23,7 @@ from floq_eqx.paths import linear_path
 from .flops import Flops, count_flops
 from .speed_worker import ACTION, OBSERVATION, Case, Program, Stopwatch, make_agent, random_data
 
+KINDS = ("wall", "cpu", "system")
 WHOLE = "the whole update"
 AROUND: dict[str, tuple[int, ...]] = {
     "batch": (64, 128, 256, 512),
@@ -42,8 +43,8 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def per_update(times: list[dict[str, float]], updates: int) -> dict[str, dict[str, float]]:
-    """What one update takes of wall and of CPU time, from the times of so many."""
-    return {kind: spread(each[kind] / updates for each in times) for kind in ("wall", "cpu")}
+    """What one update takes of each kind of time, from the times of so many."""
+    return {kind: spread(each[kind] / updates for each in times) for kind in KINDS}
 
 
 def abstract_inputs(case: Case) -> Any:
@@ -218,8 +219,7 @@ def breakdown(case: Case, repetitions: int) -> list[dict[str, Any]]:
     ]
     *alone, whole = rows
     turns = zip(*(times[name] for name in calls if name != WHOLE), strict=True)
-    kinds = ("wall", "cpu")
-    summed = [{kind: sum((t[kind] for t in turn), 0.0) for kind in kinds} for turn in turns]
+    summed = [{kind: sum((t[kind] for t in turn), 0.0) for kind in KINDS} for turn in turns]
     total: dict[str, Any] = {"part": "their sum", "flops": sum(row["flops"] for row in alone)}
     return [*alone, total | per_update(summed, case.updates), whole]
 
@@ -248,11 +248,12 @@ def growing(case: Case) -> dict[str, dict[int, Case]]:
     return {name: {value: at(name, value) for value in around} for name, around in AROUND.items()}
 
 
-def growth(case: Case, repetitions: int) -> list[dict[str, Any]]:
+def growth(case: Case, repetitions: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """What an update takes, by size and value; of several seeds, an update of all of them."""
     rows = []
     for name, cases in growing(case).items():
         for value, each in cases.items():
+            tell(f"{name} = {value}")
             program = Program(each)
             program.run()
             times = [program.run() for _ in range(repetitions)]

@@ -49,6 +49,7 @@ def _of_case(case: dict[str, Any]) -> dict[str, str]:
         "updates a second": f"{case['updates_per_second']:.1f}",
         "wall, ms": _milliseconds(case["wall"]),
         "CPU, ms": _milliseconds(case["cpu"]),
+        "the system's, ms": f"{1e3 * case['system']['median']:.2f}",
         "of the products' rate": f"{case['fraction']['wall']:.0%}",
         "by CPU time": f"{case['fraction']['cpu']:.0%}",
         "program, MiB": f"{case['memory'] / MEBI:.0f}",
@@ -80,6 +81,7 @@ def _of_part(row: dict[str, Any], block: dict[str, Any]) -> dict[str, str]:
         "GFLOP": _flops(row),
         "wall, ms": _milliseconds(row["wall"]),
         "CPU, ms": _milliseconds(row["cpu"]),
+        "the system's, ms": f"{1e3 * row['system']['median']:.2f}",
         "of the whole's CPU time": f"{row['cpu']['median'] / whole['cpu']['median']:.0%}",
         "of the products' rate, by CPU time": f"{row['fraction']['cpu']:.0%}",
     }
