@@ -270,14 +270,10 @@ def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]
     return agent, Facts(observation_size, action_size)
 
 
+@eqx.filter_jit
 def _initial_state(agent: Agent, observation_size: int, action_size: int, key: Any) -> State:
     """The same numbers as without jit, which compiles each of dozens of operations by itself."""
-
-    @eqx.filter_jit
-    def initial_state(key: Any) -> State:
-        return agent.init(observation_size, action_size, key=key)
-
-    return initial_state(key)
+    return agent.init(observation_size, action_size, key=key)
 
 
 def _check_networks(agent: Agent) -> None:
