@@ -134,7 +134,8 @@ def _vet(folder: Path, unusable: str | None = None) -> int:
 def _vet_quietly(folder: Path, unusable: str | None = None) -> None:
     """The same where nothing depends on it any more."""
     with contextlib.suppress(OSError):
-        _vet(folder, unusable)
+        if folder.is_dir():  # Locking would make it again.
+            _vet(folder, unusable)
 
 
 def _mend(folder: Path, *, told: bool) -> None:
