@@ -4,8 +4,8 @@ import collections
 import dataclasses
 import logging
 import os
+import types
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,8 @@ def process(monkeypatch, folder):
 
     def run(function):
         ends = []
-        monkeypatch.setattr(compilation.atexit, "register", lambda *words: ends.append(words))
+        own = types.SimpleNamespace(register=lambda *words: ends.append(words))
+        monkeypatch.setattr(compilation, "atexit", own)
         jax.config.update("jax_compilation_cache_dir", None)
         jax_cache.reset_cache()
         jax.clear_caches()
@@ -152,7 +153,7 @@ def cut(entry):
 
 
 def forget_use(entry):
-    Path(str(entry).replace("-cache", "-atime")).unlink()
+    entry.with_name(entry.name.replace("-cache", "-atime")).unlink()
 
 
 def spoil_checksums(entry):
