@@ -153,9 +153,9 @@ def _mend(folder: Path, *, told: bool) -> None:
         _vet_quietly(folder, unusable=match[2])
         if not told:
             told = True
-            deed = "read" if match[1] == "read" else "written"
+            deed = "read, and is compiled anew" if match[1] == "read" else "written"
             reason = " ".join(str(message)[match.end() :].split())[:200]
-            text = f"an entry of {folder} cannot be {deed}, and is compiled anew: {reason}"
+            text = f"an entry of {folder} cannot be {deed}: {reason}"
             show(UserWarning(text), *others, **more)
 
     warnings.filterwarnings("always", message=_JAX_WARNS)
