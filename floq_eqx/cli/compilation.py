@@ -92,7 +92,7 @@ def _private_folder() -> Path:
 
 
 def _machine() -> str:
-    """The same for processors that run the same instructions, which JAX's own keys do not tell."""
+    """The same for processors that run the same instructions, whatever JAX's keys hold of it."""
     try:
         text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
