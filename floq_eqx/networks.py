@@ -57,7 +57,8 @@ def dense(in_size: int, out_size: int, *, scale: Number = 1.0, key: Key) -> eqx.
     """
     if in_size < 1 or out_size < 1:
         raise ValueError(f"Layer sizes must be positive, got {in_size} -> {out_size}.")
-    linear = eqx.nn.Linear(in_size, out_size, key=key)
+    # Its own values, which are replaced, are not drawn: each drawing compiles for a while.
+    linear = eqx.filter_eval_shape(eqx.nn.Linear, in_size, out_size, key=key)
     kernel = jax.nn.initializers.variance_scaling(
         scale, "fan_avg", "uniform", in_axis=1, out_axis=0
     )

@@ -12,6 +12,7 @@ from .._types import FloatLike
 from ..agents import CRITICS, ActorCritic, Selection, with_options
 from ..agents.plain import NAMED
 from ..training import Run
+from .compilation import CompilationCache, keep_compiled
 from .options import documented, values_of, with_parts_named
 from .output import print_published, say
 
@@ -53,6 +54,7 @@ class Evaluate:
     """The number of steps after which an episode is cut off; by default the run's own."""
     video: str | None = None
     """Also write the first episode to this file, which ends in .gif."""
+    compilation_cache: CompilationCache = True
 
 
 def run(arguments: list[str]) -> None:
@@ -72,6 +74,7 @@ def run(arguments: list[str]) -> None:
         check_sizes(max_episode_steps=options.max_episode_steps)
     if options.video is not None:
         check_recording(options.video)
+    keep_compiled(options.compilation_cache)
     trained = Run(options.run)
     step = trained.choose(options.checkpoint)
     agent, state = trained.load(step=step)

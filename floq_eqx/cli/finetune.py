@@ -10,6 +10,7 @@ import tyro
 from ..training import OnlineConfig, Run, TrainConfig, finetune
 from ..training.config import Keep
 from ..training.loggers import LoggerName, loggers_of
+from .compilation import CompilationCache, keep_compiled
 from .options import online_config, online_options, saying_how_to_continue, values_of
 from .output import finish, say
 
@@ -54,6 +55,7 @@ def run(arguments: list[str]) -> None:
             log: tuple[LoggerName, ...] = logged
             """Where metrics go besides the tables: tensorboard, wandb (offline) or wandb-online,
             which are extras."""
+            compilation_cache: CompilationCache = True
 
         return tyro.cli(
             Finetune,
@@ -82,6 +84,7 @@ def run(arguments: list[str]) -> None:
         for name, value in values_of(parsed).items()
         if name in known and value is not None
     }
+    keep_compiled(parsed.compilation_cache)
     say(f"fine-tuning {parsed.run or ''} in {folder}".replace("  ", " "))
     with saying_how_to_continue("finetune", folder):
         made = finetune(

@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from ..training import Run
+from .compilation import CompilationCache, keep_compiled
 from .output import say
 
 
@@ -37,12 +38,14 @@ def run(arguments: list[str]) -> None:
         """With --problem: the number of updates of the field; 6000 by default."""
         seed: int = 0
         """The seed of all random numbers."""
+        compilation_cache: CompilationCache = True
 
     options = tyro.cli(Solvers, prog="floq solvers", args=arguments)
     if (options.run is None) == (options.problem is None):
         raise ValueError("Give the folder of a run, or --problem lqr or walk: one of the two.")
     if options.problem is None and options.num_updates is not None:
         raise ValueError("--num-updates is for --problem: a run has been trained already.")
+    keep_compiled(options.compilation_cache)
     num_updates = 6000 if options.num_updates is None else options.num_updates
     shared = {
         "num_observations": options.observations,

@@ -15,6 +15,7 @@ from ..agents.recipes import composed
 from ..networks import NetworkConfig, of_kind
 from ..training import Run, TrainConfig, train
 from ..training.loggers import LoggerName, loggers_of
+from .compilation import CompilationCache, keep_compiled
 from .options import (
     documented,
     help_asked,
@@ -52,6 +53,7 @@ def run(arguments: list[str]) -> None:
         print_help("floq train", _DESCRIPTION, options.kind, (*GROUPS, *options.parts), asked)
     parsed = tyro.cli(options.kind, prog="floq train", args=spelled)
     config = _config(parsed, options)
+    keep_compiled(parsed.compilation_cache)
     folder = options.folder
     say(f"training {config.agent_name} on {config.environment} in {folder}")
     decay = config.agent.decay_updates
@@ -226,6 +228,7 @@ def _command(
         shown = {"help": text} | ({"name": field[:-5]} if field.endswith("_kind") else {})
         hint = Annotated[hint, tyro.conf.arg(**shown)]
         fields.append((field, hint, dataclasses.field(default=default)))
+    fields.append(("compilation_cache", CompilationCache, dataclasses.field(default=True)))
     for group, kind in groups.items():
         hint = Annotated[kind, tyro.conf.OmitArgPrefixes]
         fields.append((group, hint, dataclasses.field(default_factory=kind)))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from .files import read_json, write_text
@@ -136,9 +136,9 @@ def read_checkpoint(path: Path, part: str, like: PyTree) -> PyTree:
         raise ValueError(reason) from error
     finally:
         handler.close()
-    return jax.tree.unflatten(
-        jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in wanted]
-    )
+    # Bound to no device, as a fresh state is: another program would be compiled for those that are.
+    leaves = [jax.device_put(np.asarray(arrays[name])) for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def versions() -> dict[str, str]:

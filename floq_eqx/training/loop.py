@@ -228,5 +228,6 @@ def raise_if_diverged(
         raise DivergedError(
             step - count + first + 1, names, None if env_steps is None else env_steps[first]
         )
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
+    # On the host: JAX compiles this anew for every shape.
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
         raise DivergedError(step, ["a parameter"], env_steps[-1] if env_steps else None)

@@ -173,7 +173,7 @@ def _training(
     key = jax.random.key(config.seed)
     init_key, train_key = jax.random.split(key)
     online_key = jax.random.fold_in(key, 2)
-    state = agent.init(facts.observation_size, facts.action_size, key=init_key)
+    state = _initial_state(agent, facts.observation_size, facts.action_size, init_key)
 
     step = 0
     if old is not None:
@@ -268,6 +268,12 @@ def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]
     (action_size,) = world.single_action_space.shape
     agent = dataclasses.replace(agent, action_size=action_size)
     return agent, Facts(observation_size, action_size)
+
+
+@eqx.filter_jit
+def _initial_state(agent: Agent, observation_size: int, action_size: int, key: Any) -> State:
+    """The same numbers as without jit, which compiles each of dozens of operations by itself."""
+    return agent.init(observation_size, action_size, key=key)
 
 
 def _check_networks(agent: Agent) -> None:
