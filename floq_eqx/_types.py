@@ -14,7 +14,7 @@ Where several occur together, they come in this order.
 """
 
 import dataclasses
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -24,6 +24,8 @@ Number: TypeAlias = float | int
 """A Python number."""
 FloatLike: TypeAlias = float | int | Float[Array, ""]
 """A hyperparameter: a Python number, or a scalar array so that a sweep can be vmapped."""
+Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]
+"""Of the factors in products between hidden layers; sums are in float32."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._checks import check_fields, nearest
-from ._types import Key, Number, Range
+from ._types import Key, Number, Precision, Range
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ class Layer(eqx.Module):
     linear: eqx.nn.Linear
     norm: eqx.nn.LayerNorm | None
     norm_first: bool = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True, default="float32")
 
     def __init__(
         self, in_size: int, out_size: int, *, layer_norm: bool, norm_first: bool = False, key: Key
@@ -45,9 +46,72 @@ class Layer(eqx.Module):
         self.norm_first = norm_first
 
     def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
+        product = weighted(self.linear.weight, x, self.precision)
+        return self.activated(_biased(product, self.linear))
+
+    def activated(self, h: Float[Array, "out_size"]) -> Float[Array, "out_size"]:
+        """What follows the dense part, from its result."""
         norm = (lambda h: h) if self.norm is None else self.norm
-        h = self.linear(x)
         return jax.nn.gelu(norm(h)) if self.norm_first else norm(jax.nn.gelu(h))
+
+
+def weighted(
+    weight: Float[Array, "out_size in_size"],
+    x: Float[Array, "in_size"],
+    precision: Precision = "float32",
+) -> Float[Array, "out_size"]:
+    """`weight @ x` with factors of this precision, and a sum in float32."""
+    if precision == "bfloat16":
+        # Not by JAX's own `precision`, which a CPU ignores.
+        factors = (weight.astype(jnp.bfloat16), x.astype(jnp.bfloat16))
+        return jnp.dot(*factors, preferred_element_type=x.dtype)
+    return jnp.dot(weight, x, precision=_ALGORITHMS[precision])
+
+
+def _biased(product: Float[Array, "out_size"], linear: eqx.nn.Linear) -> Float[Array, "out_size"]:
+    return product if linear.bias is None else product + linear.bias
+
+
+# A GPU's default for float32 is TF32: float32 is asked for by name.
+_ALGORITHMS: dict[Precision, Any] = {
+    "float32": jax.lax.Precision.HIGHEST,
+    "tf32": jax.lax.DotAlgorithmPreset.TF32_TF32_F32,
+}
+
+
+def with_precision(tree: T, precision: Precision) -> T:
+    """The networks of a tree, with the products of their hidden layers in this precision.
+
+    Those are the products between two hidden layers, which cost the most: the first layer, which
+    sees the inputs, and the last, whose sum is the output, stay in float32, as do parameters, norms
+    and activations.
+
+    **Raises:** `ValueError` for `tf32` where the device is a CPU, which has no such products.
+    """
+    if precision == "tf32" and jax.default_backend() == "cpu":
+        raise ValueError(
+            "precision = 'tf32' is for NVIDIA's GPUs, and JAX runs on a CPU here: give float32, or "
+            "bfloat16."
+        )
+
+    def one(node: Any) -> Any:
+        if not isinstance(node, AbstractNetwork):
+            return node
+        inner = node.inner_layers
+        if all(layer.precision == precision for layer in inner):
+            return node
+        changed = [_with_static(layer, precision=precision) for layer in inner]
+        return eqx.tree_at(lambda n: n.inner_layers, node, changed)
+
+    return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, AbstractNetwork))
+
+
+def _with_static(layer: Layer, **fields: Any) -> Layer:
+    """`dataclasses.replace` for a module that has an `__init__` of its own."""
+    made = object.__new__(Layer)
+    for f in dataclasses.fields(Layer):
+        object.__setattr__(made, f.name, fields.get(f.name, getattr(layer, f.name)))
+    return made
 
 
 def dense(in_size: int, out_size: int, *, scale: Number = 1.0, key: Key) -> eqx.nn.Linear:
@@ -67,17 +131,44 @@ def dense(in_size: int, out_size: int, *, scale: Number = 1.0, key: Key) -> eqx.
 
 
 class AbstractNetwork(eqx.Module):
-    """A vector in, a vector out; `features` is what the last layer, `output`, sees."""
+    """A vector in, a vector out; `features` is what the last layer, `output`, sees.
+
+    The first dense layer, W x + b, is a sum over parts of x. `weighted` gives a part's share of it
+    and `continued` takes the sum to the output, so that what many inputs have in common is
+    multiplied once: `continued(weighted(x[:n]) + weighted(x[n:], start=n))` is the network of x.
+    """
 
     output: eqx.AbstractVar[eqx.nn.Linear]
+
+    @property
+    @abc.abstractmethod
+    def entrance(self) -> eqx.nn.Linear:
+        """The dense layer that sees x."""
+
+    @property
+    @abc.abstractmethod
+    def inner_layers(self) -> list[Layer]:
+        """The hidden layers that see another hidden layer."""
 
     @abc.abstractmethod
     def features(self, x: Float[Array, "in_size"]) -> Float[Array, "width"]:
         """The penultimate features."""
 
     @abc.abstractmethod
+    def continued(self, h: Float[Array, "width"]) -> Float[Array, "out_size"]:
+        """The output, from W x, the result of the first dense layer without its bias."""
+
+    def weighted(self, part: Float[Array, "part"], *, start: int = 0) -> Float[Array, "width"]:
+        """What a part of x, from its component `start` on, adds to W x."""
+        return weighted(self.entrance.weight[:, start : start + part.size], part)
+
     def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
         """The output of the last layer, which has neither activation nor norm."""
+        return self.outcome(self.features(x))
+
+    def outcome(self, features: Float[Array, "width"]) -> Float[Array, "out_size"]:
+        """The last layer's output."""
+        return _biased(weighted(self.output.weight, features), self.output)
 
 
 class MLP(AbstractNetwork):
@@ -113,13 +204,27 @@ class MLP(AbstractNetwork):
         )
         self.output = dense(sizes[-1], out_size, scale=output_scale, key=keys[-1])
 
+    @property
+    def entrance(self) -> eqx.nn.Linear:
+        return self.hidden[0].linear if self.hidden else self.output
+
+    @property
+    def inner_layers(self) -> list[Layer]:
+        return list(self.hidden[1:])
+
     def features(self, x: Float[Array, "in_size"]) -> Float[Array, "width"]:
         for layer in self.hidden:
             x = layer(x)
         return x
 
-    def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
-        return self.output(self.features(x))
+    def continued(self, h: Float[Array, "width"]) -> Float[Array, "out_size"]:
+        h = _biased(h, self.entrance)
+        if not self.hidden:
+            return h
+        x = self.hidden[0].activated(h)
+        for layer in self.hidden[1:]:
+            x = layer(x)
+        return self.outcome(x)
 
 
 class ResidualMLP(AbstractNetwork):
@@ -168,17 +273,28 @@ class ResidualMLP(AbstractNetwork):
         )
         self.output = dense(width, out_size, key=last_key)
 
+    @property
+    def entrance(self) -> eqx.nn.Linear:
+        return self.first.linear
+
+    @property
+    def inner_layers(self) -> list[Layer]:
+        return [layer for block in self.blocks for layer in block]
+
     def features(self, x: Float[Array, "in_size"]) -> Float[Array, "width"]:
-        x = self.first(x)
+        return self._after_first(self.first(x))
+
+    def continued(self, h: Float[Array, "width"]) -> Float[Array, "out_size"]:
+        x = self.first.activated(_biased(h, self.entrance))
+        return self.outcome(self._after_first(x))
+
+    def _after_first(self, x: Float[Array, "width"]) -> Float[Array, "width"]:
         for block in self.blocks:
             h = x
             for layer in block:
                 h = layer(h)
             x = x + h
         return x
-
-    def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
-        return self.output(self.features(x))
 
 
 def _check_depth(num_layers: int) -> None:

@@ -60,7 +60,7 @@ def small_pair(critic, policy, /, **changes):
     return with_options(shrunk(ActorCritic(critic, policy, selection)), changes)
 
 
-def shrunk(agent):
+def shrunk(agent, hidden_sizes=(8,)):
     """The agent with tiny networks and few samples."""
     few = dict.fromkeys(("num_noise", "num_steps", "flow_steps", "max_steps", "action_steps"), 2)
     options = {}
@@ -69,7 +69,7 @@ def shrunk(agent):
         for field in dataclasses.fields(module) if module is not None else ():
             value = getattr(module, field.name)
             if isinstance(value, NetworkConfig):
-                value = MLPConfig((8,), layer_norm=True)
+                value = MLPConfig(hidden_sizes, layer_norm=True)
             elif field.name == "num_candidates":
                 value = min(value, 2)
             value = few.get(field.name, value)

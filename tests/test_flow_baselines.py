@@ -166,7 +166,7 @@ class Steep(ValueVelocity):
 
     slope: jax.Array
 
-    def __call__(self, t, z, observation, action):
+    def conditioned(self, t, z, given):
         return self.slope * z + 1
 
 

@@ -176,6 +176,23 @@ class TestInputs:
         assert out.shape == ()
         assert out == pytest.approx(float(field.network(seen)[0]))
 
+    @pytest.mark.parametrize(
+        "network",
+        [MLPConfig(()), MLPConfig((8, 8), layer_norm=True), ResidualConfig(8, 2, norm_first=True)],
+    )
+    def test_a_network_is_what_its_first_layer_makes_of_parts_of_its_input(self, network):
+        made = jax.tree.map(lambda leaf: leaf + 0.1, network.build(6, 2, key=KEY))
+        x = normal(6)
+        h = made.weighted(x[:4]) + made.weighted(x[4:], start=4)
+        np.testing.assert_allclose(made.continued(h), made(x), atol=1e-5)
+
+    def test_a_field_with_a_call_of_its_own_is_refused(self):
+        with pytest.raises(TypeError, match=r"Own has a __call__ of its own.*conditioned"):
+
+            class Own(ValueVelocity):
+                def __call__(self, t, z, observation, action):
+                    return z
+
     def test_action_velocity_actor_and_critic(self):
         t = jnp.float32(0.5)
         both = jnp.concatenate([self.observation, self.action])

@@ -29,6 +29,7 @@ from .._types import (
     Share,
 )
 from ..data.transitions import Batch
+from ..networks import with_precision
 from .agent import Agent, State, average, frozen
 from .critics.critic import AbstractCritic, BoundedCritic
 from .policies.fixed import Fixed
@@ -219,6 +220,8 @@ class ActorCritic(Agent):
         and as the policy see them.
         """
         seen = batch if isinstance(batch, Parts) else Parts(batch, batch)
+        # Here and in `_act`, not in the state: what is stored is the same at every precision.
+        params, targets = with_precision((params, targets), self.precision)
         loss, metrics = self.policy_loss(params, targets, seen, noise)
         if moves_policy is not True:
             loss = jnp.where(moves_policy, loss, 0.0)
@@ -335,7 +338,8 @@ class ActorCritic(Agent):
         return self._act(state, observation, key, by_mode=by_mode)
 
     def _act(self, state: State, observation: Observation, key: Key, *, by_mode: bool) -> Action:
-        params, count = state.params, self.selection.num_candidates
+        params = with_precision(state.params, self.precision)
+        count = self.selection.num_candidates
         shape = self.action_shape(count)
         observations = jnp.broadcast_to(observation, (count, *observation.shape))
         if count == 1:

@@ -14,7 +14,12 @@ from jaxtyping import Array, Float
 
 from .._types import Scalar
 from ..integrate import FlowPath, FlowSolution, solve_flow
-from ..modules.velocity import AbstractValueVelocity, member_velocities
+from ..modules.velocity import (
+    AbstractValueVelocity,
+    conditioned_velocities,
+    member_conditions,
+    member_velocities,
+)
 
 
 def trajectory(
@@ -177,10 +182,11 @@ def _solve(
     save_path: bool = False,
 ) -> FlowSolution:
     """Carries z from the flow time `start` to `end`."""
+    given = member_conditions(members, observation, action, num_noise=z.shape[-1])
 
     def velocity(t: Scalar, z: Array) -> Array:
         t = start + (end - start) * t
-        return (end - start) * member_velocities(members, t, z, observation, action)
+        return (end - start) * conditioned_velocities(members, t, z, given)
 
     return solve_flow(
         velocity,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .._checks import check_sizes
-from .._types import FloatLike
+from .._types import FloatLike, Precision
 from ..agents import CRITICS, ActorCritic, Selection, with_options
 from ..agents.plain import NAMED
 from ..training import Run
@@ -52,6 +52,8 @@ class Evaluate:
     """Score the state before a step (OGBench 1.2's default) or after it (as published)."""
     max_episode_steps: int | None = None
     """The number of steps after which an episode is cut off; by default the run's own."""
+    precision: Precision | None = None
+    """The precision of the products between hidden layers; by default the run's own."""
     video: str | None = None
     """Also write the first episode to this file, which ends in .gif."""
     compilation_cache: CompilationCache = True
@@ -79,6 +81,8 @@ def run(arguments: list[str]) -> None:
     step = trained.choose(options.checkpoint)
     agent, state = trained.load(step=step)
     agent = _changed(agent, _given(options.selection), _given(options.critic))
+    if options.precision is not None:
+        agent = with_options(agent, {"precision": options.precision})
     config = trained.config
     name, timing = config.environment, options.success_timing or config.success_timing
     shared = {"success_timing": timing, **config.environment_kwargs}

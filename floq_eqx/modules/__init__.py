@@ -22,5 +22,7 @@ from .velocity import (
     ShortcutVelocity as ShortcutVelocity,
     ValueVelocity as ValueVelocity,
     action_velocities as action_velocities,
+    conditioned_velocities as conditioned_velocities,
+    member_conditions as member_conditions,
     member_velocities as member_velocities,
 )

@@ -1,6 +1,7 @@
 """Velocity fields: what a flow integrates, for one example."""
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,12 +23,23 @@ class AbstractValueVelocity(eqx.Module):
         **Returns:** dz/dt, in units of the return.
         """
 
+    def condition(self, observation: Observation, action: Action) -> Any:
+        """What the field makes of s and a alone, once for all t and z of a solve: by default (s, a)
+        itself.
+        """
+        return observation, action
+
+    def conditioned(self, t: Scalar, z: Scalar, given: Any) -> Scalar:
+        """v(t, z | s, a), from what `condition` made of (s, a)."""
+        return self(t, z, *given)
+
 
 class ValueVelocity(AbstractValueVelocity):
     """The velocity v(t, z | s, a) of a scalar that ends, at t = 1, as Q(s, a).
 
     The network sees s, a, an embedding of z and one of t, concatenated in this order; z itself is
-    never fed, clipped or normalised.
+    never fed, clipped or normalised. The first layer is a sum of what it makes of each, so that
+    what it makes of s and a is the same for all t and z.
 
     Source: floq, arXiv 2509.06863, sections 4.1 and 4.2.
     """
@@ -36,20 +48,38 @@ class ValueVelocity(AbstractValueVelocity):
     value_embedding: AbstractEmbedding
     time_embedding: AbstractEmbedding
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # A solve calls `conditioned`: another `__call__` would never be heard of.
+        if "__call__" in vars(cls) and "conditioned" not in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} has a __call__ of its own, which solves do not use: override "
+                "conditioned(t, z, given) in its place, from which __call__ follows."
+            )
+
     def features(
         self, t: Scalar, z: Scalar, observation: Observation, action: Action
     ) -> Float[Array, "width"]:
         """The penultimate features of the network."""
-        return self.network.features(self._input(t, z, observation, action))
+        return self.network.features(jnp.concatenate([observation, action, self._embedded(t, z)]))
 
     def __call__(self, t: Scalar, z: Scalar, observation: Observation, action: Action) -> Scalar:
-        return jnp.squeeze(self.network(self._input(t, z, observation, action)), 0)
+        return self.conditioned(t, z, self.condition(observation, action))
 
-    def _input(
-        self, t: Scalar, z: Scalar, observation: Observation, action: Action
-    ) -> Float[Array, "in_size"]:
-        embedded = [self.value_embedding(z), self.time_embedding(t)]
-        return jnp.concatenate([observation, action, *embedded])
+    def condition(self, observation: Observation, action: Action) -> Float[Array, "width"]:
+        """The share of s and a in the network's first layer."""
+        of_action = self.network.weighted(action, start=observation.size)
+        return self.network.weighted(observation) + of_action
+
+    def conditioned(self, t: Scalar, z: Scalar, given: Float[Array, "width"]) -> Scalar:
+        embedded = self._embedded(t, z)
+        start = self.network.entrance.weight.shape[1] - embedded.size
+        return jnp.squeeze(
+            self.network.continued(given + self.network.weighted(embedded, start=start)), 0
+        )
+
+    def _embedded(self, t: Scalar, z: Scalar) -> Float[Array, "bins"]:
+        return jnp.concatenate([self.value_embedding(z), self.time_embedding(t)])
 
 
 class EndpointVelocity(ValueVelocity):
@@ -59,8 +89,8 @@ class EndpointVelocity(ValueVelocity):
     longer depends on z and t.
     """
 
-    def __call__(self, t: Scalar, z: Scalar, observation: Observation, action: Action) -> Scalar:
-        return (super().__call__(t, z, observation, action) - z) / (1 - t)
+    def conditioned(self, t: Scalar, z: Scalar, given: Float[Array, "width"]) -> Scalar:
+        return (super().conditioned(t, z, given) - z) / (1 - t)
 
 
 class ActionVelocity(eqx.Module):
@@ -119,21 +149,49 @@ def member_velocities(
     - `observation`: s, shared by the noise samples.
     - `action`: a, shared by the noise samples, or one for each.
     """
+    given = member_conditions(members, observation, action, num_noise=z.shape[-1])
+    return conditioned_velocities(members, t, z, given)
+
+
+def member_conditions(
+    members: AbstractValueVelocity,
+    observation: Float[Array, "batch observation"],
+    action: Float[Array, "batch action"] | Float[Array, "batch noise action"],
+    *,
+    num_noise: int,
+) -> Any:
+    """What every member makes of s and a, for every transition and noise sample: arguments as those
+    of [`floq_eqx.modules.member_velocities`][], and the number of samples.
+
+    **Returns:** arrays `[ensemble batch*noise ...]`, for `conditioned_velocities`.
+    """
+    per_sample = jax.vmap(
+        lambda member, s, a: member.condition(s, a),
+        in_axes=(None, None, 0 if action.ndim == 3 else None),
+        axis_size=num_noise,
+    )
+    per_transition = jax.vmap(per_sample, in_axes=(None, 0, 0))
+    given = jax.vmap(per_transition, in_axes=(0, None, None))(members, observation, action)
+    return jax.tree.map(lambda x: jnp.reshape(x, (x.shape[0], -1, *x.shape[3:])), given)
+
+
+def conditioned_velocities(
+    members: AbstractValueVelocity,
+    t: Float[Array, "..."],
+    z: Float[Array, "ensemble batch noise"] | Float[Array, "batch noise"],
+    given: Any,
+) -> Float[Array, "ensemble batch noise"]:
+    """[`floq_eqx.modules.member_velocities`][], from what `member_conditions` made of s and a."""
     batch, noise = z.shape[-2:]
     # One axis of batch x noise: with two, XLA's CPU matrix products take 1.7 times as long.
     z = jnp.reshape(z, (*z.shape[:-2], batch * noise))
     t = jnp.reshape(t, (batch * noise,)) if t.ndim else t
-    observation = jnp.repeat(observation, noise, axis=0)
-    action = (
-        jnp.reshape(action, (batch * noise, -1))
-        if action.ndim == 3
-        else jnp.repeat(action, noise, axis=0)
-    )
     per_example = jax.vmap(
-        lambda member, *args: member(*args), in_axes=(None, 0 if t.ndim else None, 0, 0, 0)
+        lambda member, *args: member.conditioned(*args),
+        in_axes=(None, 0 if t.ndim else None, 0, 0),
     )
-    per_member = jax.vmap(per_example, in_axes=(0, None, 0 if z.ndim == 2 else None, None, None))
-    velocity = per_member(members, t, z, observation, action)
+    per_member = jax.vmap(per_example, in_axes=(0, None, 0 if z.ndim == 2 else None, 0))
+    velocity = per_member(members, t, z, given)
     return jnp.reshape(velocity, (-1, batch, noise))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..agents.agent import Agent, State
 from ..data import Batch, Replay, collect_dataset, fingerprint, load_dataset, parse_name
 from ..data.episodes import EnvironmentFaultError, close_or_warn
+from ..networks import with_precision
 from .config import CHANGEABLE, OnlineConfig, TrainConfig
 from .interruption import Interrupted, Stop, stopping
 from .lock import locked
@@ -277,7 +278,10 @@ def _initial_state(agent: Agent, observation_size: int, action_size: int, key: A
 
 
 def _check_networks(agent: Agent) -> None:
-    """Raises for networks that cannot be built, before minutes go into collecting."""
+    """Raises for networks that cannot be built, or not at their precision on this device, before
+    minutes go into collecting.
+    """
+    with_precision((), agent.precision)
     size = agent.action_size or 1
     eqx.filter_eval_shape(lambda key: agent.init(1, size, key=key), jax.random.key(0))
 

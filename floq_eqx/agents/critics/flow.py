@@ -42,7 +42,13 @@ from ...embeddings import AbstractEmbedding, Cosine, Fourier, HLGauss, Rescale
 from ...integrate import solve_flow
 from ...losses import distillation_loss, squared_error, value_flow_loss
 from ...modules.values import ActionValue, member_values
-from ...modules.velocity import EndpointVelocity, ValueVelocity, member_velocities
+from ...modules.velocity import (
+    EndpointVelocity,
+    ValueVelocity,
+    conditioned_velocities,
+    member_conditions,
+    member_velocities,
+)
 from ...networks import MLPConfig, NetworkConfig, ensemble
 from ...paths import linear_path
 from ...targets import Backup, aggregate
@@ -227,11 +233,12 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
         action: Actions | NextActions,
     ) -> MemberSamples:
         """Where every member's field takes every z0: the value of (s, a)."""
+        given = member_conditions(field, observation, action, num_noise=z0.shape[-1])
         z0 = jnp.broadcast_to(z0[None], (self.ensemble_size, *z0.shape))
         return solve_flow(
             # With all that it depends on as arguments: `BacksolveAdjoint` sees no others.
-            lambda t, z, field, *pair: member_velocities(field, t, z, *pair),
-            *(z0, field, observation, action),
+            lambda t, z, field, given: conditioned_velocities(field, t, z, given),
+            *(z0, field, given),
             solver=self.solver,
             num_steps=self.num_steps,
             adjoint=self.adjoint,

@@ -25,7 +25,12 @@ from ..._types import Actions, AtLeastZero, Key, Loss, MemberValues, Observation
 from ...data.transitions import Batch
 from ...embeddings import Rescale
 from ...integrate import confine, solve_flow
-from ...modules.velocity import ValueVelocity, member_velocities
+from ...modules.velocity import (
+    ValueVelocity,
+    conditioned_velocities,
+    member_conditions,
+    member_velocities,
+)
 from ...paths import linear_path
 from ...targets import aggregate, td_target, value_bounds
 from .critic import BoundedCritic
@@ -126,9 +131,11 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         until: Values,
     ) -> MemberValues:
         """Where every member's field takes every z0 by its own time `until`, within the bounds."""
+        given = member_conditions(field, observation, action, num_noise=1)
 
         def velocity(t: Scalar, z: MemberValues) -> MemberValues:
-            return until[None] * velocities(field, until * t, z, observation, action)
+            time = (until * t)[:, None]
+            return until[None] * conditioned_velocities(field, time, z[..., None], given)[..., 0]
 
         low, high = value_bounds(self.reward_min, self.reward_max, self.discount)
         return solve_flow(

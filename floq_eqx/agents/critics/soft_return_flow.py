@@ -33,7 +33,12 @@ from ...data.transitions import Batch
 from ...embeddings import Rescale
 from ...integrate import solve_flow
 from ...losses import value_flow_loss
-from ...modules.velocity import ValueVelocity, member_velocities
+from ...modules.velocity import (
+    ValueVelocity,
+    conditioned_velocities,
+    member_conditions,
+    member_velocities,
+)
 from ...paths import linear_path
 from ...targets import aggregate, soft_value
 from .critic import AbstractCritic, FlowNoise
@@ -102,8 +107,9 @@ class SoftReturnFlow(AbstractCritic[ValueVelocity, ValueVelocity, FlowNoise, Sam
         action: Actions | NextActions,
     ) -> MemberSamples:
         """Where every member's field takes every z0."""
+        given = member_conditions(field, observation, action, num_noise=z0.shape[-1])
         return solve_flow(
-            lambda t, z: member_velocities(field, t, z, observation, action),
+            lambda t, z: conditioned_velocities(field, t, z, given),
             jnp.broadcast_to(z0[None], (self.ensemble_size, *z0.shape)),
             num_steps=self.num_steps,
             throw=False,
