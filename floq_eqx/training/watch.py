@@ -38,7 +38,9 @@ class Watch:
         self.report, self.stop, self.progress = report, stop, progress
         self._stack, self._environments, self._show = stack, None, lambda step: None
         rows = run.table("train.csv")
-        self._start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+        # An evaluation takes time after the row of its step.
+        told = [r["seconds"] for r in (*rows, *run.table("evaluation.csv"))]
+        self._start = time.perf_counter() - max(told, default=0.0)
         self.logged = int(rows[-1]["step"]) if rows else 0
         self._saved = max(run.steps(), default=0)
         self._assessed = int(max((r["step"] for r in run.table("evaluation.csv")), default=0))
