@@ -161,7 +161,7 @@ def member_conditions(
     num_noise: int,
 ) -> Any:
     """What every member makes of s and a, for every transition and noise sample: arguments as those
-    of [`floq_eqx.modules.member_velocities`][], and the number of samples.
+    of `member_velocities`, and the number of samples.
 
     **Returns:** arrays `[ensemble batch*noise ...]`, for `conditioned_velocities`.
     """
@@ -181,7 +181,7 @@ def conditioned_velocities(
     z: Float[Array, "ensemble batch noise"] | Float[Array, "batch noise"],
     given: Any,
 ) -> Float[Array, "ensemble batch noise"]:
-    """[`floq_eqx.modules.member_velocities`][], from what `member_conditions` made of s and a."""
+    """`member_velocities`, from what `member_conditions` made of s and a."""
     batch, noise = z.shape[-2:]
     # One axis of batch x noise: with two, XLA's CPU matrix products take 1.7 times as long.
     z = jnp.reshape(z, (*z.shape[:-2], batch * noise))
