@@ -46,8 +46,8 @@ class Layer(eqx.Module):
         self.norm_first = norm_first
 
     def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
-        product = weighted(self.linear.weight, x, self.precision)
-        return self.activated(_biased(product, self.linear))
+        h = product(self.linear.weight, x, self.precision)
+        return self.activated(_biased(h, self.linear))
 
     def activated(self, h: Float[Array, "out_size"]) -> Float[Array, "out_size"]:
         """What follows the dense part, from its result."""
@@ -55,7 +55,7 @@ class Layer(eqx.Module):
         return jax.nn.gelu(norm(h)) if self.norm_first else norm(jax.nn.gelu(h))
 
 
-def weighted(
+def product(
     weight: Float[Array, "out_size in_size"],
     x: Float[Array, "in_size"],
     precision: Precision = "float32",
@@ -68,8 +68,8 @@ def weighted(
     return jnp.dot(weight, x, precision=_ALGORITHMS[precision])
 
 
-def _biased(product: Float[Array, "out_size"], linear: eqx.nn.Linear) -> Float[Array, "out_size"]:
-    return product if linear.bias is None else product + linear.bias
+def _biased(h: Float[Array, "out_size"], linear: eqx.nn.Linear) -> Float[Array, "out_size"]:
+    return h if linear.bias is None else h + linear.bias
 
 
 # A GPU's default for float32 is TF32: float32 is asked for by name.
@@ -160,7 +160,7 @@ class AbstractNetwork(eqx.Module):
 
     def weighted(self, part: Float[Array, "part"], *, start: int = 0) -> Float[Array, "width"]:
         """What a part of x, from its component `start` on, adds to W x."""
-        return weighted(self.entrance.weight[:, start : start + part.size], part)
+        return product(self.entrance.weight[:, start : start + part.size], part)
 
     def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
         """The output of the last layer, which has neither activation nor norm."""
@@ -168,7 +168,7 @@ class AbstractNetwork(eqx.Module):
 
     def outcome(self, features: Float[Array, "width"]) -> Float[Array, "out_size"]:
         """The last layer's output."""
-        return _biased(weighted(self.output.weight, features), self.output)
+        return _biased(product(self.output.weight, features), self.output)
 
 
 class MLP(AbstractNetwork):

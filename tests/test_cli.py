@@ -532,6 +532,17 @@ def test_evaluate(run, capsys, monkeypatch):
     assert (status, "no checkpoint of step 7; it has 5, 10" in err) == (1, True)
 
 
+@pytest.mark.parametrize("words", [[], ["--precision", "bfloat16"]])
+def test_evaluate_at_a_precision(run, capsys, monkeypatch, words):
+    folder, _ = run
+    monkeypatch.setattr("floq_eqx.evaluation.evaluate", lambda agent, *a, **k: seen.append(agent))
+    seen = []
+    # Nothing is evaluated, so there is nothing to describe.
+    monkeypatch.setattr("floq_eqx.training.watch.describe", lambda result: "nothing")
+    assert floq(capsys, "evaluate", str(folder), "--episodes", "1", *words)[0] == 0
+    assert [agent.precision for agent in seen] == [words[-1] if words else "float32"]
+
+
 def test_evaluate_with_another_integral(run, capsys, monkeypatch):
     folder, _ = run
     words = ["evaluate", str(folder), "--episodes", "1"]

@@ -186,6 +186,12 @@ class TestInputs:
         h = made.weighted(x[:4]) + made.weighted(x[4:], start=4)
         np.testing.assert_allclose(made.continued(h), made(x), atol=1e-5)
 
+    @pytest.mark.parametrize("sizes", [(4, 2), (2, 2), (3, 1)])
+    def test_a_field_refuses_other_sizes(self, sizes):
+        field = ValueVelocity(MLP(8, (4,), 1, key=KEY), HLGauss(0.0, 1.0, 3), Cosine())
+        with pytest.raises(ValueError, match=rf"5 components together, got {sizes[0]} and "):
+            field(jnp.float32(0.3), jnp.float32(0.8), *map(jnp.ones, sizes))
+
     def test_a_field_with_a_call_of_its_own_is_refused(self):
         with pytest.raises(TypeError, match=r"Own has a __call__ of its own.*conditioned"):
 

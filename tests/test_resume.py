@@ -48,6 +48,19 @@ def test_folder_and_data_may_move(copy, data, tmp_path):
     same_run(run, train(small_config(data, num_updates=30), tmp_path / "whole"))
 
 
+def test_seconds_go_on_after_a_last_evaluation(copy, data):
+    """Which ended after the last row of train.csv."""
+    path = copy / "evaluation.csv"
+    header, *rows = (line.split(",") for line in path.read_text().splitlines())
+    rows[-1][header.index("seconds")] = "1000.0"
+    path.write_text("".join(",".join(line) + "\n" for line in [header, *rows]))
+    run = train(small_config(data, num_updates=30), copy, resume=True)
+    for name in ("train.csv", "evaluation.csv"):
+        seconds = [row["seconds"] for row in run.table(name)]
+        assert seconds == sorted(seconds)
+        assert seconds[-1] > 1000
+
+
 def test_other_data_are_refused(copy, data, tmp_path):
     with np.load(data) as arrays:
         changed = dict(arrays)

@@ -26,6 +26,7 @@ from .._types import (
     Observation,
     Observations,
     Positive,
+    Precision,
     Share,
 )
 from ..data.transitions import Batch
@@ -78,6 +79,9 @@ class ActorCritic(Agent):
     - `target_rate`: The share τ of the new parameters in the slow averages, in [0, 1].
     - `gradient_norm`: The largest norm of the critic's gradient, and of the policy's; `None` for
         no limit.
+    - `precision`: The precision of the factors in products between hidden layers, in `loss`,
+        `update` and `act`: float32, tf32 (NVIDIA's GPUs) or bfloat16. Sums, parameters, the
+        optimiser, norms, the flow's time and value, targets and losses stay in float32.
     - `policy_every`: Move the policy and all slow averages, the critic's too, in every n-th update.
     - `recipe`: The name of the algorithm in [`floq_eqx.agents.recipes.RECIPES`][], if it has one.
 
@@ -91,6 +95,7 @@ class ActorCritic(Agent):
     next_selection: Selection = dataclasses.field(default_factory=Selection)
     target_rate: Share = eqx.field(default=0.005, kw_only=True)
     gradient_norm: Positive | None = eqx.field(default=None, kw_only=True)
+    precision: Precision = eqx.field(static=True, default="float32", kw_only=True)
     policy_every: int = eqx.field(static=True, default=1, kw_only=True)
     recipe: str | None = eqx.field(static=True, default=None, kw_only=True)
 

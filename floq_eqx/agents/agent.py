@@ -12,16 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._checks import check_fields, check_sizes
-from .._types import (
-    Action,
-    AtLeastZero,
-    FloatLike,
-    Key,
-    Loss,
-    Metrics,
-    Observation,
-    Precision,
-)
+from .._types import Action, AtLeastZero, FloatLike, Key, Loss, Metrics, Observation
 from ..data.transitions import Batch
 
 T = TypeVar("T")
@@ -61,16 +52,12 @@ class Agent(eqx.Module):
 
     - `action_size`: The number of components of an action; `for_data` fills it in.
     - `learning_rate`: The learning rate of Adam.
-    - `precision`: The precision of the factors in products between hidden layers: float32, tf32
-        (NVIDIA's GPUs) or bfloat16. Sums, parameters, the optimiser, norms, the flow's time and
-        value, targets and losses stay in float32.
     - `decay_updates`: Let the learning rate fall to zero as a cosine over so many updates; `None`
         keeps it, as the papers do.
     """
 
     action_size: int | None = eqx.field(static=True, default=None, kw_only=True)
     learning_rate: AtLeastZero = eqx.field(default=3e-4, kw_only=True)
-    precision: Precision = eqx.field(static=True, default="float32", kw_only=True)
     decay_updates: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):

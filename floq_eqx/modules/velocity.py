@@ -67,7 +67,18 @@ class ValueVelocity(AbstractValueVelocity):
         return self.conditioned(t, z, self.condition(observation, action))
 
     def condition(self, observation: Observation, action: Action) -> Float[Array, "width"]:
-        """The share of s and a in the network's first layer."""
+        """The share of s and a in the network's first layer.
+
+        **Raises:** `ValueError` if they have other sizes than the field is made for.
+        """
+        # Slices of a kernel fit any sizes, where a product with all of it would not.
+        inputs = self.network.entrance.weight.shape[1]
+        own = inputs - self.value_embedding.size - self.time_embedding.size
+        if observation.size + action.size != own:
+            raise ValueError(
+                f"This field is made for an observation and an action of {own} components "
+                f"together, got {observation.size} and {action.size}."
+            )
         of_action = self.network.weighted(action, start=observation.size)
         return self.network.weighted(observation) + of_action
 

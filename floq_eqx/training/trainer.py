@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from ..agents.actor_critic import ActorCritic
 from ..agents.agent import Agent, State
 from ..data import Batch, Replay, collect_dataset, fingerprint, load_dataset, parse_name
 from ..data.episodes import EnvironmentFaultError, close_or_warn
@@ -281,7 +282,8 @@ def _check_networks(agent: Agent) -> None:
     """Raises for networks that cannot be built, or not at their precision on this device, before
     minutes go into collecting.
     """
-    with_precision((), agent.precision)
+    if isinstance(agent, ActorCritic):
+        with_precision((), agent.precision)
     size = agent.action_size or 1
     eqx.filter_eval_shape(lambda key: agent.init(1, size, key=key), jax.random.key(0))
 

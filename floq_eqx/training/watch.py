@@ -37,13 +37,13 @@ class Watch:
         self.run, self.agent, self.writer, self.logger = run, agent, writer, logger
         self.report, self.stop, self.progress = report, stop, progress
         self._stack, self._environments, self._show = stack, None, lambda step: None
-        rows = run.table("train.csv")
+        rows, evaluations = run.table("train.csv"), run.table("evaluation.csv")
         # An evaluation takes time after the row of its step.
-        told = [r["seconds"] for r in (*rows, *run.table("evaluation.csv"))]
+        told = [r["seconds"] for r in (*rows, *evaluations)]
         self._start = time.perf_counter() - max(told, default=0.0)
         self.logged = int(rows[-1]["step"]) if rows else 0
         self._saved = max(run.steps(), default=0)
-        self._assessed = int(max((r["step"] for r in run.table("evaluation.csv")), default=0))
+        self._assessed = int(max((r["step"] for r in evaluations), default=0))
 
     @contextlib.contextmanager
     def bar(self, unit: str, initial: int, total: int) -> Iterator[None]:
