@@ -3,12 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -17,17 +14,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ._checks import check_sizes
-from ._types import Key, Number
-from .agents.agent import Agent, State
+from ._types import Number
+from .agents.agent import Agent, State, stacked_agents
 from .data.environments import make_box_environment, making
 from .data.episodes import (
     EnvironmentFaultError,
     Successes,
-    close_or_warn,
     observation_fault,
     one_line,
 )
-from .data.files import finish, unfinished
 from .data.names import dataset_names
 from .data.ogbench import make_environment
 
@@ -89,11 +84,68 @@ def evaluate(
     environment that raises, or returns what is no observation, reward or success; both name
     episode and step.
     """
+    (result,) = evaluate_many(
+        [agent],
+        [state],
+        [environments],
+        num_episodes=num_episodes,
+        seeds=[seed],
+        max_episode_steps=max_episode_steps,
+        before_step=before_step,
+    )
+    return result
+
+
+def evaluate_many(
+    agents: Sequence[Agent],
+    states: Sequence[State],
+    environments: Sequence[Any],
+    *,
+    seeds: Sequence[int],
+    num_episodes: int = 50,
+    max_episode_steps: int = 10_000,
+    before_step: Callable[[], None] = lambda: None,
+) -> list[Evaluation]:
+    """What [`floq_eqx.evaluation.evaluate`][] says of each of several agents, which act in one call
+    a step.
+
+    **Arguments:** as there, but an agent, a state, environments and a seed for each. The agents may
+    differ in their float hyperparameters, and the states in their numbers.
+
+    **Raises:** as `evaluate`, at the first agent or environment that is at fault.
+    """
     check_sizes(num_episodes=num_episodes, max_episode_steps=max_episode_steps)
-    _check_seed(seed)
-    check_resets(environments)
+    rollouts = []
+    for own, seed in zip(environments, seeds, strict=True):
+        check_seed(seed)
+        check_resets(own)
+        rollouts.append(_rollout(own, num_episodes, seed, max_episode_steps))
+    varying, shared = stacked_agents(agents)
+    stacked = jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *states)
+    results: list[Evaluation | None] = [None] * len(rollouts)
+    asked = [next(rollout) for rollout in rollouts]
+    while None in results:
+        before_step()
+        inputs = [np.stack(arrays) for arrays in zip(*asked, strict=True)]
+        actions = np.asarray(act_batch(varying, shared, stacked, np.array(seeds), *inputs))
+        for index, rollout in enumerate(rollouts):
+            if results[index] is None:
+                try:
+                    asked[index] = rollout.send(actions[index])
+                except StopIteration as ended:
+                    results[index] = ended.value
+    return [result for result in results if result is not None]
+
+
+_Asked: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""The observations that actions are asked for, and of each its episode and the step in it."""
+
+
+def _rollout(
+    environments: Any, num_episodes: int, seed: int, max_episode_steps: int
+) -> Generator[_Asked, np.ndarray, Evaluation]:
+    """Runs the episodes of one agent, and asks for its actions."""
     num = environments.num_envs
-    key = jax.random.key(seed)
     successes, num_cut = Successes(), 0
     success = np.full(num_episodes, np.nan)
     returns = np.zeros(num_episodes)
@@ -108,7 +160,7 @@ def evaluate(
     def reset(mask: np.ndarray) -> None:
         step[mask] = 0
         seeds = [seed + int(e) for e in episode]
-        with _naming(episode[mask], step[mask], "reset"):
+        with faults_named(episode[mask], step[mask], "reset"):
             new, _ = environments.reset(seed=seeds, options={"reset_mask": mask})
         fault = observation_fault(new, observation.shape, mask & (episode < num_episodes))
         _raise_fault(fault, episode, step)
@@ -116,8 +168,7 @@ def evaluate(
 
     reset(np.ones(num, bool))
     while (running := episode < num_episodes).any():
-        before_step()
-        action = np.asarray(act_batch(agent, state, observation, key, episode, step))
+        action = yield observation, episode, step
         bad = np.flatnonzero(running & ~np.isfinite(action).all(axis=1))
         if len(bad):
             raise FloatingPointError(
@@ -125,7 +176,7 @@ def evaluate(
                 f"{step[bad[0]]}: the parameters are not finite, or the observation is too large."
             )
         step += 1
-        with _naming(episode[running], step[running], "step"):
+        with faults_named(episode[running], step[running], "step"):
             new, reward, terminated, truncated, info = environments.step(action)
         fault = observation_fault(new, observation.shape, running) or _reward_fault(reward, running)
         _raise_fault(fault, episode, step)
@@ -190,7 +241,7 @@ def _fault(problem: str, episode: np.ndarray, step: np.ndarray) -> EnvironmentFa
 
 
 @contextlib.contextmanager
-def _naming(episode: np.ndarray, step: np.ndarray, method: str) -> Iterator[None]:
+def faults_named(episode: np.ndarray, step: np.ndarray, method: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -212,7 +263,7 @@ def check_resets(environments: Any) -> None:
         )
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
     # NumPy's global generator, which OGBench's mazes draw from, takes no larger seeds.
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed must be in [0, 2**31), got {seed}.")
@@ -220,23 +271,35 @@ def _check_seed(seed: int) -> None:
 
 @eqx.filter_jit
 def act_batch(
-    agent: Agent,
-    state: State,
-    observation: Float[np.ndarray | Array, "batch observation"],
-    key: Key,
-    episode: Int[np.ndarray | Array, "batch"],
-    step: Int[np.ndarray | Array, "batch"],
-) -> Float[Array, "batch action"]:
-    """What the agent does when it is evaluated, on a key for each (episode, step)."""
+    varying: Agent,
+    shared: Agent,
+    states: State,
+    seeds: Int[np.ndarray | Array, "agents"],
+    observation: Float[np.ndarray | Array, "agents batch observation"],
+    episode: Int[np.ndarray | Array, "agents batch"],
+    step: Int[np.ndarray | Array, "agents batch"],
+) -> Float[Array, "agents batch action"]:
+    """What agents do when they are evaluated, on a key for each (seed, episode, step).
 
-    def act(inputs: tuple[Array, Array, Array]) -> Array:
-        observation, episode, step = inputs
-        own = jax.random.fold_in(jax.random.fold_in(key, episode), step)
-        return agent.act(state, observation, key=own)
+    **Arguments:** `varying`, `shared`: of [`floq_eqx.agents.agent.stacked_agents`][]; `states`:
+    with a leading axis of agents.
+    """
+
+    def act_all(inputs: tuple[Any, ...]) -> Array:
+        varying, state, seed, *asked = inputs
+        agent, key = eqx.combine(varying, shared), jax.random.key(seed)
+
+        def act(inputs: list[Array]) -> Array:
+            observation, episode, step = inputs
+            own = jax.random.fold_in(jax.random.fold_in(key, episode), step)
+            return agent.act(state, observation, key=own)
+
+        return jax.lax.map(act, asked)
 
     # Not vmap: the rounding of a batched product depends on the size of the batch, and a rollout
     # is chaotic. For networks of this size one after the other is as fast.
-    return jax.lax.map(act, jax.tree.map(jnp.asarray, (observation, episode, step)))
+    inputs = (varying, states, seeds, observation, episode, step)
+    return jax.lax.map(act_all, jax.tree.map(jnp.asarray, inputs))
 
 
 def make_environments(
@@ -306,114 +369,3 @@ def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: di
     with making(name):
         environment = make_environment(name, success_timing=success_timing, **kwargs)
     return SeededReset(environment)
-
-
-def check_recording(path: str | os.PathLike[str]) -> Path:
-    """The path of a recording, which must end as the GIF that it will be."""
-    path = Path(path)
-    if path.suffix.lower() != ".gif":
-        raise ValueError(f"Recordings are animated GIFs: {path} must end in .gif.")
-    return path
-
-
-def record(
-    agent: Agent,
-    state: State,
-    name: str,
-    path: str | os.PathLike[str],
-    *,
-    seed: int = 0,
-    success_timing: Literal["pre", "post"] | None = None,
-    fps: int = 20,
-    max_episode_steps: int = 10_000,
-    environment_kwargs: Mapping[str, Any] = MappingProxyType({}),
-) -> Path:
-    """Writes the first episode of an evaluation with the same seed as an animated GIF.
-
-    **Arguments:**
-
-    - `agent`, `state`: who acts.
-    - `name`, `success_timing`: as in [`floq_eqx.evaluation.make_environments`][].
-    - `path`: the file, which ends in `.gif`.
-    - `seed`, `max_episode_steps`: as in [`floq_eqx.evaluation.evaluate`][].
-    - `fps`: frames a second.
-    - `environment_kwargs`: arguments for the environment.
-
-    **Returns:** the path.
-
-    **Raises:** `RuntimeError` if the environment cannot be rendered here; as `make_environments`
-    and `evaluate` do; `ValueError` for another ending.
-    """
-    from gymnasium.vector import VectorWrapper
-    from PIL import Image
-
-    check_sizes(fps=fps, max_episode_steps=max_episode_steps)
-    _check_seed(seed)
-    path = check_recording(path)
-    frames = []
-
-    class Filming(VectorWrapper):
-        def step(self, actions: Any):
-            out = self.env.step(actions)
-            frames.append(_frame(name, environment))
-            return out
-
-    # OGBench's environments know what to render; Gymnasium's others must be told.
-    options = dict(environment_kwargs)
-    if name not in dataset_names():
-        options["render_mode"] = "rgb_array"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*render_mode")  # the errors say it
-        environments = make_environments(name, 1, success_timing=success_timing, **options)
-    with contextlib.ExitStack() as stack:
-        stack.callback(close_or_warn, "an environment", environments.close)
-        environment = environments.envs[0]
-        with _naming(np.zeros(1, int), np.zeros(1, int), "reset"):
-            environment.reset(seed=seed)
-        frames.append(_frame(name, environment))
-        # Which resets it again, with the same seed.
-        evaluate(
-            agent,
-            state,
-            Filming(environments),
-            num_episodes=1,
-            seed=seed,
-            max_episode_steps=max_episode_steps,
-        )
-    first, *others = [Image.fromarray(frame) for frame in frames]
-    with unfinished(path) as file:
-        first.save(
-            file, format="GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0
-        )
-        finish(file, path)
-    return path
-
-
-def _frame(name: str, environment: Any) -> np.ndarray:
-    """A picture of an environment.
-
-    **Raises:** `RuntimeError` if there is none, with advice if OpenGL may be what is missing.
-    """
-    inner = environment.unwrapped
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="glfw")  # the error below says it all
-            frame = inner.render()
-    except Exception as error:
-        advice = ""
-        if any(
-            type(part).__module__.split(".")[0] == "mujoco"
-            for part in getattr(inner, "__dict__", {}).values()
-        ):
-            advice = (
-                " MuJoCo needs OpenGL: without a display, install EGL or OSMesa and set "
-                "MUJOCO_GL=egl or MUJOCO_GL=osmesa."
-            )
-        raise RuntimeError(f"{name} cannot render here: {one_line(error)}.{advice}") from error
-    if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3):
-        modes = inner.metadata.get("render_modes", [])
-        raise RuntimeError(
-            f"{name} cannot render: with render_mode='rgb_array' it draws no picture, but "
-            f"{type(frame).__name__}; the modes that it knows: {', '.join(modes) or 'none'}."
-        )
-    return frame

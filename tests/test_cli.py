@@ -31,9 +31,9 @@ from floq_eqx.agents import (
     SoftReturnFlow,
 )
 from floq_eqx.analysis import solver_study
-from floq_eqx.evaluation import record
 from floq_eqx.networks import MLPConfig, ResidualConfig
 from floq_eqx.presets import published
+from floq_eqx.recording import record
 from floq_eqx.training import Run, TrainConfig
 
 from .runs import CUBE, FACTS, small_agent
@@ -241,7 +241,7 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     # No mistake here may come to light only after minutes of collecting.
-    monkeypatch.setattr("floq_eqx.training.trainer.collect_dataset", pytest.fail)
+    monkeypatch.setattr("floq_eqx.training.beginning.collect_dataset", pytest.fail)
     status, _, err = floq(capsys, *words)
     assert status == 1
     assert err.startswith("floq: error: ")
@@ -606,7 +606,7 @@ def test_evaluate_shows_what_it_records(run, capsys, monkeypatch, tmp_path):
     folder, _ = run
     calls = []
     monkeypatch.setattr(
-        "floq_eqx.evaluation.record", lambda *a, **k: (calls.append((a, k)), a[3])[1]
+        "floq_eqx.recording.record", lambda *a, **k: (calls.append((a, k)), a[3])[1]
     )
     path = str(tmp_path / "x.gif")
     words = ["--episodes", "1", "--video", path, "--seed", "2", "--success-timing", "post"]

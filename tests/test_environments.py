@@ -15,8 +15,9 @@ from floq_eqx.agents import fql, sac
 from floq_eqx.data import Replay
 from floq_eqx.data.environments import make_box_environment
 from floq_eqx.data.episodes import Successes
-from floq_eqx.evaluation import evaluate, make_environments, record
+from floq_eqx.evaluation import evaluate, make_environments
 from floq_eqx.networks import MLPConfig
+from floq_eqx.recording import record
 from floq_eqx.training import (
     EnvironmentFaultError,
     OnlineConfig,

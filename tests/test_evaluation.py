@@ -12,8 +12,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 
 from floq_eqx.agents import fql
-from floq_eqx.evaluation import Evaluation, evaluate, make_environments, record
+from floq_eqx.evaluation import Evaluation, evaluate, make_environments
 from floq_eqx.networks import MLPConfig
+from floq_eqx.recording import record
 from floq_eqx.training import EnvironmentFaultError
 
 CUBE = "cube-single-play-singletask-task1-v0"

@@ -14,14 +14,14 @@ import floq_eqx
 PACKAGE = Path(floq_eqx.__file__).parent
 # Each row may import from those before it, from its own file, and, in a package, from its siblings.
 ROWS = [
-    {"_types", "_checks", "_progress", "__version__"},
+    {"_types", "_checks", "_machine", "_progress", "__version__"},
     {"embeddings", "paths", "targets", "losses", "data"},
     {"networks"},
     {"modules"},
     {"integrate", "_stepping", "_arguments", "_explicit"},
     {"agents"},
     {"training", "evaluation", "analysis", "interop"},
-    {"plotting", "presets"},
+    {"plotting", "recording", "presets"},
     {"cli", "__main__"},
 ]
 # What a row's files may use of their own row.

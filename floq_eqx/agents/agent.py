@@ -2,12 +2,13 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -190,6 +191,27 @@ class Agent(eqx.Module):
 def average(slow: T, fast: T, rate: FloatLike) -> T:
     """`rate * fast + (1 - rate) * slow`, leaf by leaf: the exponential average of targets."""
     return jax.tree.map(lambda s, f: rate * f + (1 - rate) * s, slow, fast)
+
+
+def stacked_agents(agents: Sequence[AgentT]) -> tuple[AgentT, AgentT]:
+    """Agents that differ in their float hyperparameters alone, for a program of all of them.
+
+    **Returns:** those in which they differ, with a leading axis of agents, and the agent without
+    them; `eqx.combine` makes an agent of the two, inside a `vmap` over the first.
+
+    **Raises:** `ValueError` if they differ in anything structural.
+    """
+    first, *others = agents
+    if any(jax.tree.structure(first) != jax.tree.structure(other) for other in others):
+        raise ValueError("The agents differ in more than float hyperparameters.")
+
+    def stacked(*leaves: Any) -> Any:
+        same = all(leaf is leaves[0] or bool(np.all(leaf == leaves[0])) for leaf in leaves)
+        return None if same else jnp.asarray(np.array(leaves, np.float32))
+
+    varying = jax.tree.map(stacked, first, *others)
+    differs = jax.tree.map(lambda leaf: leaf is None, varying, is_leaf=lambda leaf: leaf is None)
+    return varying, eqx.filter(first, differs)
 
 
 def frozen(tree: T) -> T:

@@ -15,8 +15,8 @@ from ..agents import ActorCritic, Flow
 from ..data.transitions import Batch, sample
 from ..modules.velocity import AbstractValueVelocity
 from ..networks import MLPConfig
+from ..training.beginning import find_data
 from ..training.run import Run
-from ..training.trainer import find_data
 from .accuracy import observed_order
 from .features import first_member
 from .policy_evaluation import evaluate_policy, policy_evaluation

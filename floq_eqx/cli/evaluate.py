@@ -61,7 +61,8 @@ class Evaluate:
 
 def run(arguments: list[str]) -> None:
     from ..data.episodes import close_or_warn
-    from ..evaluation import check_recording, evaluate, make_environments, record
+    from ..evaluation import evaluate, make_environments
+    from ..recording import check_recording, record
     from ..training.watch import describe
 
     options = tyro.cli(

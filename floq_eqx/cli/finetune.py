@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> None:
     }
     keep_compiled(parsed.compilation_cache)
     say(f"fine-tuning {parsed.run or ''} in {folder}".replace("  ", " "))
-    with saying_how_to_continue("finetune", folder):
+    with saying_how_to_continue("finetune", ["--out", str(folder)], folder):
         made = finetune(
             parsed.run or folder,
             folder,
@@ -96,4 +96,4 @@ def run(arguments: list[str]) -> None:
             report=say,
             loggers=parsed.log,
         )
-    finish(made)
+    finish([made])

@@ -220,12 +220,12 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def saying_how_to_continue(command: str, folder: Path) -> Iterator[None]:
-    """Adds to an interruption the command that continues the run."""
+def saying_how_to_continue(command: str, words: Sequence[str], folder: Path) -> Iterator[None]:
+    """Adds to an interruption the command that continues, if there is a run in the folder."""
     try:
         yield
     except Interrupted as interrupted:
-        hint = f"; floq {command} --resume --out {shlex.quote(str(folder))} continues"
+        hint = f"; floq {command} --resume {shlex.join(words)} continues"
         if not (folder / "config.json").exists():
             hint = ""
         raise Interrupted(interrupted.signum, interrupted.saved + hint) from None

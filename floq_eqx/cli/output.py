@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from ..training import Run
@@ -20,8 +21,15 @@ def say(line: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for what is still to come
 
 
-def finish(run: Run) -> None:
-    """Draws a run's curve and says where everything is; the run is whole whatever comes of it."""
+def finish(runs: Sequence[Run]) -> None:
+    """Draws the runs' curves and says where everything is; they are whole whatever comes of it."""
+    for run in runs:
+        _finish(run)
+    for run in runs[:1]:
+        print_published(run)
+
+
+def _finish(run: Run) -> None:
     holds = "checkpoints and tables"
     try:
         from ..plotting import learning_curves
@@ -41,7 +49,6 @@ def finish(run: Run) -> None:
             stacklevel=1,
         )
     say(f"done: {run.folder} holds {holds}")
-    print_published(run)
 
 
 def print_published(run: Run) -> None:

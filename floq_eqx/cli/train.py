@@ -13,9 +13,10 @@ from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, to_plai
 from ..agents.critics import BoundedCritic
 from ..agents.recipes import composed
 from ..networks import NetworkConfig, of_kind
-from ..training import Run, TrainConfig, train
+from ..training import DivergedRunsError, Run, TrainConfig, train, train_many
 from ..training.loggers import LoggerName, loggers_of
 from .compilation import CompilationCache, keep_compiled
+from .many import Member, folders, members
 from .options import (
     documented,
     help_asked,
@@ -54,14 +55,26 @@ def run(arguments: list[str]) -> None:
     parsed = tyro.cli(options.kind, prog="floq train", args=spelled)
     config = _config(parsed, options)
     keep_compiled(parsed.compilation_cache)
-    folder = options.folder
-    say(f"training {config.agent_name} on {config.environment} in {folder}")
+    places = options.folders
+    where = f"{len(places)} folders, {places[0]} and others" if places[1:] else str(places[0])
+    say(f"training {config.agent_name} on {config.environment} in {where}")
     decay = config.agent.decay_updates
     if not options.stored and decay not in (None, options.defaults.agent.decay_updates):
         say(f"the learning rate falls to zero over {decay} updates (--decay-updates)")
-    with saying_how_to_continue("train", folder):
-        made = train(config, folder, resume=parsed.resume, report=say, loggers=parsed.log)
-    finish(made)
+    how: Any = {"resume": parsed.resume, "report": say, "loggers": parsed.log}
+    if options.alone:
+        with saying_how_to_continue("train", ["--out", str(places[0])], places[0]):
+            made = train(config, places[0], **how)
+        finish([made])
+        return
+    configs = [member.config(config) for member in options.members]
+    again = [word for word in arguments if word != "--resume"]
+    try:
+        with saying_how_to_continue("train", again, places[0]):
+            finish(train_many(configs, places, **how))
+    except DivergedRunsError as error:
+        finish(error.runs)
+        raise
 
 
 @dataclasses.dataclass
@@ -72,7 +85,9 @@ class _Options:
     parts: dict[str, type]
     defaults: TrainConfig
     ask: tuple[str, ...]
-    folder: Path
+    members: list[Member]
+    folders: list[Path]
+    alone: bool
     stored: bool
 
 
@@ -103,7 +118,9 @@ def _first(arguments: list[str]) -> Any:
         out: str | None = None
         online_steps: int | None = None
         resume: bool = False
-        seed: int = 0
+        seed: int | None = None
+        seeds: str | None = None
+        sweep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
 
     return tyro.cli(
         First, prog="floq train", args=arguments, return_unknown_args=True, add_help=False
@@ -119,11 +136,15 @@ def _options(first: Any) -> _Options:
         raise nearest("preset", name, typing.get_args(Preset))
     agent, label = _agent(first)
     stem = environment.removesuffix("-v0").replace("/", "-").replace(":", "-")
-    folder = Path(first.out or f"runs/{stem}-{label}-{name}-seed{first.seed}")
-    stored = first.resume and first.preset is None and (folder / "config.json").exists()
-    if stored:
-        defaults = Run(folder).config
-        _check_as_stored(first, defaults, folder)
+    runs = members(agent, first.seeds, first.seed, first.sweep)
+    alone = first.seeds is None and not first.sweep
+    default = f"runs/{stem}-{label}-{name}"
+    places = [Path(first.out)] if alone and first.out else folders(first.out, default, runs)
+    there = [folder for folder in places if (folder / "config.json").exists()]
+    stored = there[0] if there and first.resume and first.preset is None else None
+    if stored is not None:
+        defaults = Run(stored).config
+        _check_as_stored(first, defaults, stored)
         environment = defaults.environment
     else:
         defaults = _preset(name, agent, environment, first.online_steps)
@@ -139,7 +160,7 @@ def _options(first: Any) -> _Options:
 
     # The range of rewards is the data's; without data it must be given.
     bounds = ("reward_min", "reward_max") if isinstance(made.critic, BoundedCritic) else ()
-    ask = () if stored or not defaults.online else bounds
+    ask = () if stored is not None or not defaults.online else bounds
     known = () if defaults.online else bounds
     parts: dict[str, type] = {}
     for part in PARTS:
@@ -157,8 +178,8 @@ def _options(first: Any) -> _Options:
         ),
         "online": online_options(defaults.online),
     }
-    kind = _command(groups, parts, made, environment, name, defaults, bool(stored), folder)
-    return _Options(kind, parts, defaults, ask, folder, bool(stored))
+    kind = _command(groups, parts, made, environment, name, defaults, stored)
+    return _Options(kind, parts, defaults, ask, runs, places, alone, stored is not None)
 
 
 def _selects(agent: ActorCritic, part: str) -> bool:
@@ -174,13 +195,12 @@ def _command(
     environment: str,
     name: str,
     defaults: TrainConfig,
-    stored: bool,
-    folder: Path,
+    stored: Path | None,
 ) -> type:
     """The dataclass of the whole command."""
     from ..presets import Preset
 
-    of_folder = loggers_of(folder) if stored else ()
+    of_folder = () if stored is None else loggers_of(stored)
     recipe: Any = Literal[tuple(RECIPES)]
     options = [
         (
@@ -210,7 +230,18 @@ def _command(
         ),
         (
             *("out", str | None, None),
-            "The run's folder (default: runs/<env>-<agent>-<preset>-seed<seed>).",
+            "The run's folder (default: runs/<env>-<agent>-<preset>-seed<seed>); of several runs, "
+            "the one that holds a folder for each.",
+        ),
+        (
+            *("seeds", str | None, None),
+            "Train a run for each of these seeds in one program, such as 0-7 or 0,2,5, instead of "
+            "one with --seed.",
+        ),
+        (
+            *("sweep", tyro.conf.UseAppendAction[tuple[str, ...]], ()),
+            "Train a run for each value of a float hyperparameter in one program: "
+            "policy.alpha=30,100,300. Given again, it takes every combination.",
         ),
         (
             *("resume", bool, False),

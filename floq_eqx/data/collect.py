@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .._machine import available_cores
 from .._progress import progress_bar
 from .fetching import SERVER
 from .files import finish, unfinished, validation_path
@@ -446,7 +447,7 @@ def collect_dataset(
     counts = [num_episodes, max(1, num_episodes // 10)][: len(paths)]
     tasks = [(split, i) for split, count in enumerate(counts) for i in range(count)]
     job = _Job(dataclasses.replace(parsed, task=None), episode_steps or published_steps, seed)
-    workers = min(num_workers or _available_cores(), len(tasks))
+    workers = min(num_workers or available_cores(), len(tasks))
 
     splits: list[_Episode] = [{} for _ in paths]
     bar = progress_bar("episode", total=len(tasks), show=progress, name=parsed.dataset)
@@ -468,12 +469,6 @@ def collect_dataset(
         for file, final in reversed(list(zip(files, paths, strict=True))):
             finish(file, final)
     return train_path
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _refuse_existing(paths: list[Path], overwrite: bool) -> None:

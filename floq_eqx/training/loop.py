@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from .._checks import check_sizes
-from .._types import Key
+from .._types import Key, Metrics
 from ..agents.agent import Agent, State
 from ..data.transitions import Batch, sample
 from .checks import RewardWatch, check_fits, explained
+
+T = TypeVar("T")
 
 _PIECE = 10
 
@@ -71,12 +73,29 @@ def with_arrays(agent: Agent) -> Agent:
 def _train_steps(
     agent: Agent, state: State, data: Batch, num_updates: int, batch_size: int, key: Key
 ) -> tuple[State, dict[str, Float[Array, "steps"]]]:
-    def one(state: State, _: None) -> tuple[State, dict[str, Float[Array, ""]]]:
+    update = update_on_sample(agent, data, batch_size, key)
+    return jax.lax.scan(update, state, None, length=num_updates)
+
+
+def compile_steps(*inputs: Any) -> Any:
+    """The program of [`floq_eqx.training.train_steps`][] for these inputs, which it takes again."""
+    program: Any = _train_steps
+    return program.lower(*inputs).compile()
+
+
+def update_on_sample(
+    agent: Agent, data: Batch, batch_size: int, key: Key
+) -> Callable[[State, None], tuple[State, Metrics]]:
+    """One update on a batch of `data`, for `lax.scan`; its random numbers come from `key` and the
+    number of the update.
+    """
+
+    def one(state: State, _: None) -> tuple[State, Metrics]:
         batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = sample(data, batch_size, key=batch_key)
         return agent.update(state, batch, agent.noise(batch_size, key=noise_key))
 
-    return jax.lax.scan(one, state, None, length=num_updates)
+    return one
 
 
 def train_seeds(
@@ -174,20 +193,16 @@ def fit(
     step, stopped = int(state.step), False
     agent.check_decay(state, max(0, num_updates - step))
     arrays = with_arrays(agent)
+
+    def some(state: State, count: int) -> tuple[State, dict[str, Array]]:
+        with explained(agent, state, data.observation.shape[1]):
+            return _train_steps(arrays, state, data, count, batch_size, key)
+
     while step < num_updates and not stopped:
-        start, first = time.perf_counter(), step
-        pieces: list[dict[str, Array]] = []
-        for count in _pieces(min(chunk - step % chunk, num_updates - step)):
-            with explained(agent, state, data.observation.shape[1]):
-                state, metrics = _train_steps(arrays, state, data, count, batch_size, key)
-            jax.block_until_ready(pieces[-1:])  # The next waits already, and no more than that.
-            pieces.append(metrics)
-            step += count
-            stopped = between(step)
-            if stopped:
-                break
-        metrics = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
-        count = step - first
+        start = time.perf_counter()
+        length = min(chunk - step % chunk, num_updates - step)
+        state, metrics, count, stopped = in_pieces(some, state, step, length, between)
+        step += count
         raise_if_diverged(step, count, metrics, state)
         progress = Progress(
             step=step,
@@ -200,8 +215,37 @@ def fit(
     return state
 
 
+def in_pieces(
+    some: Callable[[T, int], tuple[T, dict[str, Array]]],
+    state: T,
+    step: int,
+    length: int,
+    between: Callable[[int], bool],
+) -> tuple[T, dict[str, np.ndarray], int, bool]:
+    """Updates in parts that end soon, for a signal to be heard between them.
+
+    **Arguments:** `some`: makes so many updates of a state; `step`, `length`: how many there were
+    before, and how many are to be made; `between`: as in [`floq_eqx.training.fit`][].
+
+    **Returns:** the state, the metrics of each update, how many there were, and whether `between`
+    ended them.
+    """
+    parts: list[dict[str, Array]] = []
+    done, stopped = 0, False
+    for count in _pieces(length):
+        state, metrics = some(state, count)
+        jax.block_until_ready(parts[-1:])  # The next waits already, and no more than that.
+        parts.append(metrics)
+        done += count
+        stopped = between(step + done)
+        if stopped:
+            break
+    joined = {n: np.concatenate([part[n] for part in parts], axis=-1) for n in parts[0]}
+    return state, joined, done, stopped
+
+
 def _pieces(count: int) -> list[int]:
-    """Parts of a chunk that end soon, for a signal to be heard between them.
+    """The lengths of these parts.
 
     Of two lengths at most, since each compiles, and none of one update, which XLA compiles without
     a loop.

@@ -40,8 +40,8 @@ def say_new_decay(old: Agent, new: Agent, report: Callable[[str], None]) -> None
         report(f"the learning rate {until}; until now decay_updates was {old.decay_updates}")
 
 
-def check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[str]) -> None:
-    """Raises a `ValueError` that names the settings of a resumed run that have changed."""
+def differences(one: TrainConfig, other: TrainConfig) -> list[tuple[str, Any, Any]]:
+    """The settings in which two runs differ, by name, with the values of both."""
 
     def flat(config: TrainConfig) -> dict[str, Any]:
         plain = config.to_plain()
@@ -49,13 +49,18 @@ def check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[st
         for part in ("critic", "policy", "selection", "next_selection", "online"):
             options = plain.pop(part, None) or {}
             plain |= {f"{part}.{name}": value for name, value in options.items()}
-        return {name: value for name, value in plain.items() if name not in ignore}
+        return plain
 
-    before, after = flat(old), flat(new)
+    a, b = flat(one), flat(other)
+    return [(name, a.get(name), b.get(name)) for name in a | b if a.get(name) != b.get(name)]
+
+
+def check_same_config(old: TrainConfig, new: TrainConfig, *, ignore: Iterable[str]) -> None:
+    """Raises a `ValueError` that names the settings of a resumed run that have changed."""
     changed = [
-        f"{name}: {before.get(name)!r} before, {after.get(name)!r} now"
-        for name in before | after
-        if before.get(name) != after.get(name)
+        f"{name}: {before!r} before, {after!r} now"
+        for name, before, after in differences(old, new)
+        if name not in ignore
     ]
     if changed:
         raise ValueError(

@@ -2,64 +2,34 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
-from ..agents.actor_critic import ActorCritic
-from ..agents.agent import Agent, State
-from ..data import Batch, Replay, collect_dataset, fingerprint, load_dataset, parse_name
+from ..agents.agent import State
+from ..data import Batch, Replay
 from ..data.episodes import EnvironmentFaultError, close_or_warn
-from ..networks import with_precision
-from .config import CHANGEABLE, OnlineConfig, TrainConfig
-from .interruption import Interrupted, Stop, stopping
+from .beginning import (
+    Beginning,
+    begin,
+    check_networks,
+    find_data,
+    found_run,
+    open_watch,
+    saying_what_is_saved,
+)
+from .config import OnlineConfig, TrainConfig
+from .interruption import Stop, stopping
 from .lock import locked
-from .loggers import LoggerName, check_loggers, open_loggers
+from .loggers import LoggerName, check_loggers
 from .loop import Progress, fit
 from .online import OnlineProgress, fit_online
-from .resuming import (
-    OF_THE_DATA,
-    check_more_to_do,
-    check_same_config,
-    check_same_data,
-    say_new_decay,
-)
-from .run import Facts, Run, claim, write_config
+from .run import Run
 from .watch import Watch, make_world
-
-
-def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
-    """The transitions that a run trains on, collected first if that is what it asks for."""
-    load = functools.partial(
-        load_dataset,
-        config.environment,
-        with_next_action=config.agent.uses_next_action,
-        rewards=config.rewards,
-    )
-    if config.data is not None and Path(config.data).expanduser().is_dir():
-        return load(directory=config.data)
-    if config.data is not None or config.collect_episodes is None:
-        return load(path=config.data)
-    dataset = parse_name(config.environment).dataset
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "floq_eqx"
-    # Not among OGBench's own files: a shorter dataset must not pass for the published one.
-    path = cache / f"{dataset}-{config.collect_episodes}-episodes" / f"{dataset}.npz"
-    if not path.exists():
-        collect_dataset(
-            dataset,
-            path,
-            num_episodes=config.collect_episodes,
-            seed=0,
-            overwrite=True,  # the same files, which another run may have collected by now
-            progress=progress,
-        )
-    return load(path=path)
 
 
 def train(
@@ -99,7 +69,7 @@ def train(
     `OSError` if it cannot be written to; `DivergedError`, which leaves the last finite checkpoint
     in place; `EnvironmentFaultError` and `Interrupted`, after a checkpoint.
     """
-    _check_networks(config.agent)
+    check_networks(config.agent)
     check_loggers(loggers)
     with stopping() as stop, locked(Path(folder)), contextlib.ExitStack() as stack:
         return _training(config, Path(folder), resume, progress, report, loggers, stack, stop)
@@ -157,90 +127,37 @@ def _training(
     stack: contextlib.ExitStack,
     stop: Stop,
 ) -> Run:
-    old = Run(folder) if resume and (folder / "config.json").exists() else None
-    grows = "num_updates" if config.online is None else "online.num_steps"
-    if old is None:
-        claim(folder)
-    else:
-        check_same_config(old.config, config, ignore=(grows, *CHANGEABLE, *OF_THE_DATA))
-
+    old = found_run(config, folder, resume=resume)
     data = find_data(config, progress=progress) if config.needs_data else None
     world = None
     if config.online is not None:
         world = make_world(config, config.online.num_environments)
         stack.callback(close_or_warn, "an environment", world.close)
-    agent, facts = _fitted(config.agent, data, world)
-    path = None if config.data is None else str(Path(config.data).expanduser().absolute())
-    config = dataclasses.replace(config, agent=agent, data=path)
-    key = jax.random.key(config.seed)
-    init_key, train_key = jax.random.split(key)
-    online_key = jax.random.fold_in(key, 2)
-    state = _initial_state(agent, facts.observation_size, facts.action_size, init_key)
-
-    step = 0
-    if old is not None:
-        check_same_data(old, facts)
-        check_same_config(old.config, config, ignore=(grows, *CHANGEABLE))
-        if old.steps():
-            step = old.last_step()
-            state = old.restore(state, step=step, checked=True)
-        check_more_to_do(step, config, grows, report)
-        say_new_decay(old.config.agent, agent, report)
-    start = None
-    if config.online is not None and step < config.num_updates:
-        start = config.online.start
-    if start is not None:
-        state = _restore_start(config, start, state)
-
+    begun = begin(config, old, data, world, report)
     with stop.deferred():
-        if old is None:
-            run = Run.create(folder, config, facts)
-        else:
-            if old.config.to_plain() != config.to_plain():
-                write_config(folder, config, facts)
-            run = Run(folder)
-            run.forget_after(step)
-        resume_at = None if old is None else step
-        logger = open_loggers(folder, loggers, resume_at=resume_at, config=config.to_plain())
-        stack.callback(close_or_warn, "a logger", logger.close)
-        watch = Watch(
-            run=run,
-            agent=agent,
-            writer=stack.enter_context(run.checkpoints()),
-            logger=logger,
+        watch = open_watch(
+            begun,
+            folder,
+            loggers=loggers,
             report=report,
             stop=stop,
             stack=stack,
             progress=progress,
         )
-        try:
-            _go(config, state, step, data, world, start, train_key, online_key, watch)
-            run.prune()
-        except Interrupted as interrupted:
-            saved = "; nothing was trained yet"
-            if run.steps():
-                saved = f" at step {run.steps()[-1]}, which is saved in {folder}"
-            raise Interrupted(interrupted.signum, saved) from None
-    return run
+        with saying_what_is_saved([watch.run]):
+            _go(begun, data, world, watch)
+            watch.run.prune()
+    return watch.run
 
 
-def _go(
-    config: TrainConfig,
-    state: State,
-    step: int,
-    data: Batch | None,
-    world: Any,
-    start: str | None,
-    train_key: Any,
-    online_key: Any,
-    watch: Watch,
-) -> None:
+def _go(begun: Beginning, data: Batch | None, world: Any, watch: Watch) -> None:
     """What is left to do from a step on."""
+    config, state, step, start = begun.config, begun.state, begun.step, begun.start
     online = config.online
     if start is None and step < config.num_updates:
         watch.assess_if_due(step, state)
         with watch.bar("update", step, config.num_updates):
-            state = _offline(config, state, data, train_key, watch)
+            state = _offline(config, state, data, begun.train_key, watch)
         step = config.num_updates
         watch.stop.check()
     if online is None:
@@ -257,49 +174,8 @@ def _go(
     if step < config.last_step:
         done = step - config.num_updates
         with watch.bar("step", done, online.num_steps):
-            _online(config, online, state, data, replay, world, done, online_key, watch)
+            _online(config, online, state, data, replay, world, done, begun.online_key, watch)
         watch.stop.check()
-
-
-def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]:
-    """The agent with what it must know, and what else the run found."""
-    if data is not None:
-        sizes = data.observation.shape[1], data.action.shape[1]
-        return agent.for_data(data), Facts(*sizes, fingerprint(data))
-    (observation_size,) = world.single_observation_space.shape
-    (action_size,) = world.single_action_space.shape
-    agent = dataclasses.replace(agent, action_size=action_size)
-    return agent, Facts(observation_size, action_size)
-
-
-@eqx.filter_jit
-def _initial_state(agent: Agent, observation_size: int, action_size: int, key: Any) -> State:
-    """The same numbers as without jit, which compiles each of dozens of operations by itself."""
-    return agent.init(observation_size, action_size, key=key)
-
-
-def _check_networks(agent: Agent) -> None:
-    """Raises for networks that cannot be built, or not at their precision on this device, before
-    minutes go into collecting.
-    """
-    if isinstance(agent, ActorCritic):
-        with_precision((), agent.precision)
-    size = agent.action_size or 1
-    eqx.filter_eval_shape(lambda key: agent.init(1, size, key=key), jax.random.key(0))
-
-
-def _restore_start(config: TrainConfig, start: str, like: State) -> State:
-    """The state that a run begins with, from another run."""
-    source = Run(start)
-    agent, state = source.load(step=config.num_updates)
-    shapes = [jax.tree.map(lambda x: x.shape, s.params) for s in (state, like)]
-    if jax.tree.structure(state.params) != jax.tree.structure(like.params) or (
-        jax.tree.leaves(shapes[0]) != jax.tree.leaves(shapes[1])
-    ):
-        raise ValueError(f"{start} is a run of another agent, or of other networks.")
-    if agent.decay_updates != config.agent.decay_updates:
-        state = dataclasses.replace(state, opt_state=like.opt_state)
-    return state
 
 
 def _replay(config: TrainConfig, online: OnlineConfig, data: Batch | None, world: Any) -> Replay:

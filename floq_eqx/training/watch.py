@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from .._types import Number
 from ..agents.agent import Agent, State
 from ..data import Replay
 from ..data.episodes import close_or_warn
-from ..evaluation import Evaluation, evaluate, make_environments
+from ..evaluation import Evaluation, evaluate_many, make_environments
 from .config import TrainConfig
 from .interruption import Interrupted, Stop
 from .loggers import Logger
 from .run import Run
+
+_SIDE_BY_SIDE = 10  # environments in which episodes of an evaluation run
 
 
 class Watch:
@@ -69,30 +71,36 @@ class Watch:
         """A row, and what is due of a checkpoint and an evaluation, in this order: an evaluation
         that was missed is made up for when the run is resumed. To `leave`, only save.
         """
+        self.note(step, state, rates, metrics, replay, leave=leave)
+        if not (leave or self.stop()):
+            assess([(self, step, state, replay)])
+        self.tidy(step, state, replay)
+
+    def note(
+        self,
+        step: int,
+        state: State,
+        rates: dict[str, float],
+        metrics: dict[str, Number],
+        replay: Replay | None = None,
+        *,
+        leave: bool = False,
+    ) -> None:
+        """The row, and the checkpoint if one is due."""
         config = self.run.config
         row = self._counts(step, state) | rates | dict(sorted(metrics.items()))
         self.logger.log(step, row, table="train")
         self.logged = step
-        leave = leave or self.stop()
-        evaluated = self._due(step, config.evaluate_every, self._assessed)
         if (
             leave
+            or self.stop()
             or self._due(step, config.checkpoint_every, self._saved)
-            or (evaluated and config.keep == "best")
+            or (self.wants_evaluation(step) and config.keep == "best")
         ):
             self.save(step, state, replay)
-        if evaluated and not leave:
-            try:
-                self.assess_if_due(step, state)
-            except Interrupted:
-                self.save(step, state, replay)
-                raise
-            except Exception as error:
-                self.save(step, state, replay)
-                text = f"what was trained until step {step} is saved in {self.run.folder}"
-                error.add_note(f"In an evaluation; {text}.")
-                self._say(f"the evaluation failed, and {text}")
-                raise
+
+    def tidy(self, step: int, state: State, replay: Replay | None = None) -> None:
+        """Removes what is not kept; and saves and raises `Interrupted` if there was a signal."""
         self.run.prune()
         if self.stop():  # since it was asked for above
             self.save(step, state, replay)
@@ -104,27 +112,28 @@ class Watch:
         self._saved = step
 
     def assess_if_due(self, step: int, state: State) -> None:
-        config = self.run.config
-        if not self._due(step, config.evaluate_every, self._assessed):
-            return
+        """An evaluation that is made up for, of what is saved already."""
+        assess([(self, step, state, None)])
+
+    def wants_evaluation(self, step: int) -> bool:
+        return self._due(step, self.run.config.evaluate_every, self._assessed)
+
+    def environments(self, num: int) -> Any:
+        """Those that it is evaluated in, made when they are first asked for."""
         if self._environments is None:
-            self._environments = make_world(config, min(10, config.evaluation_episodes))
+            config = self.run.config
+            self._environments = make_world(config, min(num, config.evaluation_episodes))
             self._stack.callback(close_or_warn, "an environment", self._environments.close)
-        result = evaluate(
-            self.agent,
-            state,
-            self._environments,
-            num_episodes=config.evaluation_episodes,
-            max_episode_steps=config.max_episode_steps,
-            seed=config.seed,
-            before_step=self.stop.check,
-        )
+        return self._environments
+
+    def take(self, result: Evaluation, step: int, state: State) -> None:
+        """A row of the evaluations, and a line."""
         row = self._counts(step, state) | result.summary()
         self.logger.log(step, row, table="evaluation")
         self._assessed = step
-        steps = step - config.num_updates
+        steps = step - self.run.config.num_updates
         where = f"update {int(state.step)}" if steps <= 0 else f"environment step {steps}"
-        self._say(f"{where}: {describe(result)}")
+        self.say(f"{where}: {describe(result)}")
 
     def tells_success(self) -> bool:
         """Whether an episode of the run told success before, online or in an evaluation."""
@@ -132,7 +141,7 @@ class Watch:
         evaluated = [row.get("success") for row in self.run.table("evaluation.csv")]
         return any(told is not None and not np.isnan(told) for told in online + evaluated)
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         from tqdm import tqdm
 
         with tqdm.external_write_mode():
@@ -149,6 +158,38 @@ class Watch:
             return seconds
         env_steps = max(0, step - self.run.config.num_updates)
         return seconds | {"updates": int(state.step), "env_steps": env_steps}
+
+
+def assess(runs: Sequence[tuple[Watch, int, State, Replay | None]]) -> None:
+    """Evaluates those of the runs that are due, side by side; what fails there loses no training.
+
+    **Arguments:** `runs`: each with the number of steps, the state after them and the buffer.
+    """
+    due = [entry for entry in runs if entry[0].wants_evaluation(entry[1])]
+    if not due:
+        return
+    config = due[0][0].run.config
+    try:
+        results = evaluate_many(
+            [watch.agent for watch, *_ in due],
+            [state for _, _, state, _ in due],
+            [watch.environments(-(-_SIDE_BY_SIDE // len(due))) for watch, *_ in due],
+            num_episodes=config.evaluation_episodes,
+            max_episode_steps=config.max_episode_steps,
+            seeds=[watch.run.config.seed for watch, *_ in due],
+            before_step=due[0][0].stop.check,
+        )
+        for (watch, step, state, _), result in zip(due, results, strict=True):
+            watch.take(result, step, state)
+    except (Interrupted, Exception) as error:
+        for watch, step, state, replay in runs:
+            watch.save(step, state, replay)
+        if not isinstance(error, Interrupted):
+            for watch, step, _, _ in runs:
+                text = f"what was trained until step {step} is saved in {watch.run.folder}"
+                error.add_note(f"In an evaluation; {text}.")
+                watch.say(f"the evaluation failed, and {text}")
+        raise
 
 
 def make_world(config: TrainConfig, num: int) -> Any:

@@ -1,0 +1,224 @@
+"""How a run begins, or goes on: its data, its state, its folder and what watches it."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .._types import Key
+from ..agents.actor_critic import ActorCritic
+from ..agents.agent import Agent, State
+from ..data import Batch, collect_dataset, fingerprint, load_dataset, parse_name
+from ..data.episodes import close_or_warn
+from ..networks import with_precision
+from .config import CHANGEABLE, TrainConfig
+from .interruption import Interrupted, Stop
+from .loggers import LoggerName, open_loggers
+from .resuming import (
+    OF_THE_DATA,
+    check_more_to_do,
+    check_same_config,
+    check_same_data,
+    say_new_decay,
+)
+from .run import Facts, Run, claim, write_config
+from .watch import Watch
+
+
+def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
+    """The transitions that a run trains on, collected first if that is what it asks for."""
+    load = functools.partial(
+        load_dataset,
+        config.environment,
+        with_next_action=config.agent.uses_next_action,
+        rewards=config.rewards,
+    )
+    if config.data is not None and Path(config.data).expanduser().is_dir():
+        return load(directory=config.data)
+    if config.data is not None or config.collect_episodes is None:
+        return load(path=config.data)
+    dataset = parse_name(config.environment).dataset
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "floq_eqx"
+    # Not among OGBench's own files: a shorter dataset must not pass for the published one.
+    path = cache / f"{dataset}-{config.collect_episodes}-episodes" / f"{dataset}.npz"
+    if not path.exists():
+        collect_dataset(
+            dataset,
+            path,
+            num_episodes=config.collect_episodes,
+            seed=0,
+            overwrite=True,  # the same files, which another run may have collected by now
+            progress=progress,
+        )
+    return load(path=path)
+
+
+def found_run(config: TrainConfig, folder: Path, *, resume: bool) -> Run | None:
+    """The run that goes on in a folder, which has this configuration; without one, the folder is
+    made for a new run.
+    """
+    if not (resume and (folder / "config.json").exists()):
+        claim(folder)
+        return None
+    old = Run(folder)
+    ignored = (_grows(config), *CHANGEABLE, *OF_THE_DATA)
+    check_same_config(old.config, config, ignore=ignored)
+    return old
+
+
+def _grows(config: TrainConfig) -> str:
+    return "num_updates" if config.online is None else "online.num_steps"
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """Where a run begins, or goes on.
+
+    **Attributes:**
+
+    - `config`: what was asked for, with what the data and the environment said.
+    - `facts`: what it found.
+    - `old`: the run that is in its folder already.
+    - `state`, `step`: the state after so many steps.
+    - `start`: the folder of the run that it begins from online, if that comes next.
+    - `train_key`, `online_key`: for updates offline and online.
+    """
+
+    config: TrainConfig
+    facts: Facts
+    old: Run | None
+    state: State
+    step: int
+    start: str | None
+    train_key: Key
+    online_key: Key
+
+
+def begin(
+    config: TrainConfig,
+    old: Run | None,
+    data: Batch | None,
+    world: Any,
+    report: Callable[[str], None],
+) -> Beginning:
+    """The state of a run before its next step; nothing is written.
+
+    **Raises:** `ValueError` if there are other data than before, no checkpoint of it can be used,
+    or it is past its end.
+    """
+    agent, facts = _fitted(config.agent, data, world)
+    path = None if config.data is None else str(Path(config.data).expanduser().absolute())
+    config = dataclasses.replace(config, agent=agent, data=path)
+    key = jax.random.key(config.seed)
+    init_key, train_key = jax.random.split(key)
+    online_key = jax.random.fold_in(key, 2)
+    state = _initial_state(agent, facts.observation_size, facts.action_size, init_key)
+    step = 0
+    if old is not None:
+        check_same_data(old, facts)
+        check_same_config(old.config, config, ignore=(_grows(config), *CHANGEABLE))
+        if old.steps():
+            step = old.last_step()
+            state = old.restore(state, step=step, checked=True)
+        check_more_to_do(step, config, _grows(config), report)
+        say_new_decay(old.config.agent, agent, report)
+    start = None
+    if config.online is not None and step < config.num_updates:
+        start = config.online.start
+    if start is not None:
+        state = _restore_start(config, start, state)
+    return Beginning(config, facts, old, state, step, start, train_key, online_key)
+
+
+def open_watch(
+    begun: Beginning,
+    folder: Path,
+    *,
+    loggers: Sequence[LoggerName],
+    report: Callable[[str], None],
+    stop: Stop,
+    stack: contextlib.ExitStack,
+    progress: bool,
+) -> Watch:
+    """Writes what a run's folder begins with, and opens what it writes to from now on."""
+    config, old = begun.config, begun.old
+    if old is None:
+        run = Run.create(folder, config, begun.facts)
+    else:
+        if old.config.to_plain() != config.to_plain():
+            write_config(folder, config, begun.facts)
+        run = Run(folder)
+        run.forget_after(begun.step)
+    resume_at = None if old is None else begun.step
+    logger = open_loggers(folder, loggers, resume_at=resume_at, config=config.to_plain())
+    stack.callback(close_or_warn, "a logger", logger.close)
+    return Watch(
+        run=run,
+        agent=config.agent,
+        writer=stack.enter_context(run.checkpoints()),
+        logger=logger,
+        report=report,
+        stop=stop,
+        stack=stack,
+        progress=progress,
+    )
+
+
+@contextlib.contextmanager
+def saying_what_is_saved(runs: Sequence[Run]) -> Iterator[None]:
+    """Adds to an interruption what of the runs is saved."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        saved = "; nothing was trained yet"
+        if kept := [run for run in runs if run.steps()]:
+            steps = " and ".join(dict.fromkeys(str(run.steps()[-1]) for run in kept))
+            saved = f" at step {steps}, which is saved in {', '.join(str(r.folder) for r in kept)}"
+        raise Interrupted(interrupted.signum, saved) from None
+
+
+def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]:
+    """The agent with what it must know, and what else the run found."""
+    if data is not None:
+        sizes = data.observation.shape[1], data.action.shape[1]
+        return agent.for_data(data), Facts(*sizes, fingerprint(data))
+    (observation_size,) = world.single_observation_space.shape
+    (action_size,) = world.single_action_space.shape
+    agent = dataclasses.replace(agent, action_size=action_size)
+    return agent, Facts(observation_size, action_size)
+
+
+@eqx.filter_jit
+def _initial_state(agent: Agent, observation_size: int, action_size: int, key: Key) -> State:
+    """The same numbers as without jit, which compiles each of dozens of operations by itself."""
+    return agent.init(observation_size, action_size, key=key)
+
+
+def check_networks(agent: Agent) -> None:
+    """Raises for networks that cannot be built, or not at their precision on this device, before
+    minutes go into collecting.
+    """
+    if isinstance(agent, ActorCritic):
+        with_precision((), agent.precision)
+    size = agent.action_size or 1
+    eqx.filter_eval_shape(lambda key: agent.init(1, size, key=key), jax.random.key(0))
+
+
+def _restore_start(config: TrainConfig, start: str, like: State) -> State:
+    """The state that a run begins with, from another run."""
+    source = Run(start)
+    agent, state = source.load(step=config.num_updates)
+    shapes = [jax.tree.map(lambda x: x.shape, s.params) for s in (state, like)]
+    if jax.tree.structure(state.params) != jax.tree.structure(like.params) or (
+        jax.tree.leaves(shapes[0]) != jax.tree.leaves(shapes[1])
+    ):
+        raise ValueError(f"{start} is a run of another agent, or of other networks.")
+    if agent.decay_updates != config.agent.decay_updates:
+        state = dataclasses.replace(state, opt_state=like.opt_state)
+    return state
