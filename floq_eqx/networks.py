@@ -51,8 +51,33 @@ class Layer(eqx.Module):
 
     def activated(self, h: Float[Array, "out_size"]) -> Float[Array, "out_size"]:
         """What follows the dense part, from its result."""
-        norm = (lambda h: h) if self.norm is None else self.norm
-        return jax.nn.gelu(norm(h)) if self.norm_first else norm(jax.nn.gelu(h))
+        if self.norm is None:
+            return jax.nn.gelu(h)
+        if self.norm_first:
+            return jax.nn.gelu(_standardised(h) * self.norm.weight + self.norm.bias)
+        return _standardised_gelu(h) * self.norm.weight + self.norm.bias
+
+
+def _standardised(x: Float[Array, "size"]) -> Float[Array, "size"]:
+    """(x - mean) / sqrt(variance + 1e-6), as LayerNorm has it."""
+    centred = x - jnp.mean(x)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2) + 1e-6)
+
+
+@jax.custom_jvp
+def _standardised_gelu(h: Float[Array, "size"]) -> Float[Array, "size"]:
+    """The same of GELU(h), in the way that is fastest where nothing is differentiated."""
+    if jax.default_backend() != "cpu":
+        return _standardised(jax.nn.gelu(h))
+    # XLA would evaluate GELU again in each of the sums, and vectorises products but no sums.
+    x = jax.lax.optimization_barrier(jax.nn.gelu(h))
+    centred = x - product(jnp.full((1, x.size), 1 / x.size, x.dtype), x)
+    return centred * jax.lax.rsqrt(product(centred[None], centred) / x.size + 1e-6)
+
+
+@_standardised_gelu.defjvp
+def _derivative(primals: Any, tangents: Any) -> Any:
+    return jax.jvp(lambda h: _standardised(jax.nn.gelu(h)), primals, tangents)
 
 
 def product(

@@ -194,7 +194,7 @@ class _Group:
         self.steps = [one.step for one in begun]
         # A vmap makes a GPU's products larger. A CPU's gain nothing and its caches lose, but two
         # programs in two threads leave no core waiting for the other.
-        kind = _Threads if jax.default_backend() == "cpu" else _Stacked
+        kind = Threads if jax.default_backend() == "cpu" else Stacked
         states, keys = [one.state for one in begun], [one.train_key for one in begun]
         arrays = [with_arrays(agent) for agent in agents]
         self._runs = kind(arrays, states, keys, data, self._config.batch_size)
@@ -222,7 +222,7 @@ class _Group:
         return metrics, count
 
 
-class _Threads:
+class Threads:
     """Each run's updates by one compiled program, in as many threads as there are cores.
 
     The numbers are bitwise those of a run alone, whose program it is.
@@ -266,7 +266,7 @@ class _Threads:
         return (*own, self._data, count, self._batch_size, self._keys[index])
 
 
-class _Stacked:
+class Stacked:
     """All runs' updates by one program, a `vmap` over their states."""
 
     def __init__(
