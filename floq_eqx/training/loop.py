@@ -216,7 +216,7 @@ def fit(
 
 
 def in_pieces(
-    some: Callable[[T, int], tuple[T, dict[str, Array]]],
+    some: Callable[[T, int], tuple[T, dict[str, Any]]],
     state: T,
     step: int,
     length: int,
@@ -230,7 +230,7 @@ def in_pieces(
     **Returns:** the state, the metrics of each update, how many there were, and whether `between`
     ended them.
     """
-    parts: list[dict[str, Array]] = []
+    parts: list[dict[str, Any]] = []
     done, stopped = 0, False
     for count in _pieces(length):
         state, metrics = some(state, count)

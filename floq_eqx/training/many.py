@@ -213,7 +213,7 @@ class _Group:
         step = self.steps[active[0]]
         length = min(chunk - step % chunk, self._config.num_updates - step)
 
-        def some(_: None, count: int) -> tuple[None, dict[str, Array]]:
+        def some(_: None, count: int) -> tuple[None, dict[str, Any]]:
             return None, self._runs.update(active, count)
 
         _, metrics, count, _ = in_pieces(some, None, step, length, between)
@@ -245,7 +245,7 @@ class Threads:
     def member(self, index: int) -> State:
         return self._states[index]
 
-    def update(self, active: Sequence[int], count: int) -> dict[str, Array]:
+    def update(self, active: Sequence[int], count: int) -> dict[str, Any]:
         if count not in self._programs:
             compiled = compile_steps(*self._inputs(0, count))
             temporary, output = needs(compiled)
@@ -290,7 +290,7 @@ class Stacked:
             self._on_host = jax.device_get(self._states)
         return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf[index])), self._on_host)
 
-    def update(self, active: Sequence[int], count: int) -> dict[str, Array]:
+    def update(self, active: Sequence[int], count: int) -> dict[str, Any]:
         moves = jnp.asarray(np.isin(np.arange(self._number), active))
         inputs = (*self._agents, self._states, self._data, self._keys, moves)
         inputs = (*inputs, count, self._batch_size)
