@@ -96,11 +96,14 @@ def product(
     precision: Precision = "float32",
 ) -> Float[Array, "out_size"]:
     """`weight @ x` with factors of this precision, and a sum in float32."""
+    # With x to the left: where members share a batch of x, the product with the weight there is
+    # transposed, number by number, in whatever follows.
+    contract = (((0,), (1,)), ((), ()))
     if precision == "bfloat16":
         # Not by JAX's own `precision`, which a CPU ignores.
-        factors = (weight.astype(jnp.bfloat16), x.astype(jnp.bfloat16))
-        return jnp.dot(*factors, preferred_element_type=x.dtype)
-    return jnp.dot(weight, x, precision=_ALGORITHMS[precision])
+        factors = (x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16))
+        return jax.lax.dot_general(*factors, contract, preferred_element_type=x.dtype)
+    return jax.lax.dot_general(x, weight, contract, precision=_ALGORITHMS[precision])
 
 
 def _biased(h: Float[Array, "out_size"], linear: eqx.nn.Linear) -> Float[Array, "out_size"]:
