@@ -51,7 +51,9 @@ def _of_equation(equation: Any) -> Flops:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
+        left, right = (variable.aval.shape for variable in equation.invars)
+        if len(right) == 1:  # A norm's average, which is written as a product with a vector.
+            return Flops(0, 0)
         # Each number of the result is a sum over the contracted axes.
         summed = math.prod(left[axis] for axis in contracted)
         return Flops(2 * math.prod(equation.outvars[0].aval.shape) * summed, 0)

@@ -59,12 +59,14 @@ PRODUCTS = ((1, 2048, 512, 512), (2, 2048, 512, 512), (1, 4096, 1024, 1024))
 
 
 class Worker:
-    """A process that runs a case, with the `floq_eqx` of a checkout."""
+    """A process that runs a case, with the `floq_eqx` of a checkout and more environment
+    variables.
+    """
 
-    def __init__(self, checkout: Path, case: Case):
+    def __init__(self, checkout: Path, case: Case, **variables: str):
         script = Path(__file__).with_name("speed_worker.py")
         command = [sys.executable, "-P", str(script), json.dumps(dataclasses.asdict(case))]
-        env = os.environ | {"PYTHONPATH": str(checkout)}
+        env = os.environ | {"PYTHONPATH": str(checkout)} | variables
         env.pop("JAX_COMPILATION_CACHE_DIR", None)  # or the compilation was another run's
         pipe = subprocess.PIPE
         self._process: Any = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True)

@@ -24,7 +24,8 @@ class Case:
     **Arguments:** `agent`, `preset`: by name; `precision`: of the matrix products; `updates`: in
     one call of the compiled loop; `seeds`: trained side by side; `batch_size`: `None` for the
     preset's; `settings`: options of the agent that differ, with dots; `or_float32`: whether that
-    is measured of an agent that has no other precision, instead of an error.
+    is measured of an agent that has no other precision, instead of an error; `environment`: whose
+    settings the preset has.
     """
 
     agent: str
@@ -35,6 +36,7 @@ class Case:
     batch_size: int | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     or_float32: bool = False
+    environment: str = ENVIRONMENT
 
 
 class Stopwatch:
@@ -78,7 +80,7 @@ def make_agent(case: Case) -> tuple[Any, int]:
     from floq_eqx.agents import with_options
     from floq_eqx.presets import preset
 
-    config = preset(case.preset, agent=case.agent, environment=ENVIRONMENT)  # pyright: ignore
+    config = preset(case.preset, agent=case.agent, environment=case.environment)  # pyright: ignore
     agent = with_options(config.agent, case.settings)
     if has_precision(agent) or not case.or_float32:
         agent = at_precision(agent, case.precision)

@@ -14,6 +14,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 
 from floq_eqx import analysis
 from floq_eqx.agents import TD, Flow, Quantile
-from floq_eqx.networks import MLPConfig
+from floq_eqx.networks import MLPConfig, with_precision
 
 NETWORK = MLPConfig((64, 64), layer_norm=True)
 UPDATES = 6_000
@@ -510,17 +511,19 @@ def generalisation(seeds: int) -> Report:
     return report
 
 
+TRAINED_WITH = {
+    "Euler K=8": (diffrax.Euler(), 8),
+    "Midpoint K=4": (diffrax.Midpoint(), 4),
+    "Heun K=4": (diffrax.Heun(), 4),
+    "Bosh3 K=3": (diffrax.Bosh3(), 3),
+    "Tsit5 K=1": (diffrax.Tsit5(), 1),
+    "Euler K=4": (diffrax.Euler(), 4),
+    "Euler K=2": (diffrax.Euler(), 2),
+}
+
+
 def solvers(seeds: int) -> Report:
     """Training with each solver at about equal evaluations, and testing with another."""
-    chosen = {
-        "Euler K=8": (diffrax.Euler(), 8),
-        "Midpoint K=4": (diffrax.Midpoint(), 4),
-        "Heun K=4": (diffrax.Heun(), 4),
-        "Bosh3 K=3": (diffrax.Bosh3(), 3),
-        "Tsit5 K=1": (diffrax.Tsit5(), 1),
-        "Euler K=4": (diffrax.Euler(), 4),
-        "Euler K=2": (diffrax.Euler(), 2),
-    }
     tests = {"Euler K=1": (diffrax.Euler(), 1), "Euler K=2": (diffrax.Euler(), 2)}
     tests |= {"Euler K=4": (diffrax.Euler(), 4), "Euler K=8": (diffrax.Euler(), 8)}
     tests |= {"Midpoint K=4": (diffrax.Midpoint(), 4), "Dopri8 K=16": (diffrax.Dopri8(), 16)}
@@ -529,7 +532,7 @@ def solvers(seeds: int) -> Report:
     for name, problem in PROBLEMS.items():
         bench = problem(seeds)
         own = []
-        for trained, (solver, k) in chosen.items():
+        for trained, (solver, k) in TRAINED_WITH.items():
             critic = bench.flow(solver=solver, num_steps=k)
             curve = bench.train({trained: critic})[trained]
             own.append(curve.held_out["error"][:, -1])
@@ -546,9 +549,44 @@ def solvers(seeds: int) -> Report:
                     ("**{}**" if test == trained else "{}").format(spread(bench.error(values)))
                 )
             report.row(name, trained, *cells)
-        report.line(0, list(chosen), np.transpose(own), name)
+        report.line(0, list(TRAINED_WITH), np.transpose(own), name)
     report.label(0, "solver in training and at test", "error of Q", yscale="log")
     report.axes[0].tick_params(axis="x", rotation=30)
+    return report
+
+
+def precision(seeds: int) -> Report:
+    """The error of Q with products between hidden layers in float32 and in bfloat16."""
+    steps = {f"Euler K={k}": (diffrax.Euler(), k) for k in (1, 2, 4, 8, 16, 32)}
+    columns = ["problem", "trained and tested with", "float32", "bfloat16"]
+    columns += ["trained in bfloat16, tested in float32", "trained in float32, tested in bfloat16"]
+    report = Report("Products between hidden layers in float32 and bfloat16", columns)
+    kinds: tuple[Any, ...] = ("float32", "bfloat16")
+    for name, problem in PROBLEMS.items():
+        bench, drawn = problem(seeds), {}
+        for label, (solver, k) in (steps | TRAINED_WITH).items():
+            options = {"solver": solver, "num_steps": k}
+            agents = {kind: bench.flow(evaluation={"precision": kind}, **options) for kind in kinds}
+            curves = bench.train(agents)
+            errors = {}
+            for trained, curve in curves.items():
+                where = (bench.z0(agents[trained]), bench.held_out.observation)
+                where += (bench.held_out.action,)
+                for tested in kinds:
+                    values = bench.per_seed(
+                        curve.states,
+                        lambda f, w=where, kind=tested, s=solver, k=k: analysis.disturbed_value(
+                            with_precision(f, kind), *w, after=0, num_steps=k, solver=s
+                        ),
+                    )
+                    errors[trained, tested] = bench.error(values)
+            order = [(a, a) for a in kinds] + [kinds[::-1], kinds]
+            report.row(name, label, *(spread(errors[pair]) for pair in order))
+            drawn[label] = errors
+        for kind in kinds:
+            own = [drawn[label][kind, kind] for label in steps]
+            report.line(0, [k for _, k in steps.values()], np.transpose(own), f"{name}, {kind}")
+    report.label(0, "Euler steps in training and at test", "error of Q", xscale="log", yscale="log")
     return report
 
 
@@ -564,6 +602,7 @@ STUDIES = {
         targets,
         generalisation,
         solvers,
+        precision,
     )
 }
 

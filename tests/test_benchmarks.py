@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import speed, speed_parts, speed_tables, speed_worker
+from benchmarks import gpu, seeds, speed, speed_parts, speed_tables, speed_worker
 from benchmarks.flops import Flops, count_flops
 from floq_eqx.networks import MLP
 
@@ -36,6 +36,8 @@ def test_flops_of_a_network(network):
     # Backward, a product for each kernel, and one for each layer's input but the first.
     backward = 2 * FORWARD - 2 * BATCH * IN * WIDTH
     assert count_flops(eqx.filter_grad(forward), network, x).products == FORWARD + backward
+    # An average is none, even where it is written as a product with a vector.
+    assert count_flops(lambda x: x @ jnp.ones(IN), x) == Flops(0, 0)
     # A batch of products, a member's each, here a vector by a matrix.
     stacked = jnp.ones((4, 1, 3)), jnp.ones((4, 3, 5))
     assert count_flops(jnp.matmul, *stacked).products == 2 * 4 * 3 * 5
@@ -201,3 +203,42 @@ def test_precisions(monkeypatch):
         speed_worker.make_agent(speed_worker.Case("floq", "laptop", "bfloat16"))
     case = speed_worker.Case("floq", "laptop", "bfloat16", or_float32=True)
     assert speed_worker.make_agent(case)[0] == agent
+
+
+def test_seeds_together_and_one_after_the_other(monkeypatch, capsys):
+    tiny = speed.Size("laptop", updates=2, batch_size=3, settings=TINY)
+    monkeypatch.setitem(speed.SIZES, "tiny", tiny)
+    seeds.main(["--sizes", "tiny", "--seeds", "1", "3", "--turns", "1"])
+    rows = [line.split(" | ")[2:4] for line in capsys.readouterr().out.splitlines()[-4:]]
+    assert rows == [[n, way] for n in ("1", "3") for way in ("threads", "vmap")]
+    with pytest.raises(SystemExit):
+        seeds.main(["--sizes", "tiny", "--seeds", "0"])
+
+
+@pytest.mark.filterwarnings("ignore:.*os.fork")
+def test_the_gpu_command_runs_small_on_a_cpu(monkeypatch, tmp_path):
+    tiny = speed.Size("laptop", updates=2, batch_size=3, settings=TINY)
+    monkeypatch.setitem(speed.SIZES, "tiny", tiny)
+    monkeypatch.setattr(speed, "PRODUCTS", ((2, 8, 8, 8),))
+    # Its processes know no size that is made here.
+    monkeypatch.setattr(gpu, "resume", lambda options: iter([(["none"], lambda: ["a", "b"])]))
+    words = ["--size", "tiny", "--agents", "floq", "--precisions", "float32", "--seeds", "1", "2"]
+    words += ["--repetitions", "1", "--flag=--xla_no_such_flag=1", "--out", str(tmp_path)]
+    gpu.main(words)
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row[:3] for row in results["rates"]] == [["floq", "float32", n] for n in "12"]
+    assert results["not_reached"] == []
+    known, unknown = results["flags"]
+    assert float(known[1]) > 0
+    assert unknown[:2] == ["`--xla_no_such_flag=1`", "not known to this version of XLA"]
+    assert (tmp_path / "gpu.md").read_text() == gpu.markdown(results)
+    gpu.main([*words, "--minutes", "0"])
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert (results["rates"], len(results["not_reached"])) == ([], 5)
+
+
+def test_resumed_updates_are_bitwise_the_same():
+    case = speed_worker.Case("floq", "laptop", batch_size=3, settings=TINY)
+    assert gpu.resumes(case) == [True, True]
+    iql = speed_worker.Case("iql", "paper", environment=gpu.ENVIRONMENTS["iql"])
+    assert speed_worker.make_agent(iql)[0].recipe == "iql"
