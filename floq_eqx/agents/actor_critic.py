@@ -174,14 +174,7 @@ class ActorCritic(Agent):
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
         self.check_init_sizes(observation_size, action_size)
-        critic_key, policy_key = jax.random.split(key)
-        sizes = (observation_size, action_size)
-        critic = self.bounded_critic(action_size)
-        params = Parts(
-            None if critic is None else critic.init(*sizes, key=critic_key),
-            self.policy.init(*sizes, key=policy_key),
-        )
-        return self.fresh_state(params, self.slow(params))
+        return _initial_state(self, observation_size, action_size, key)
 
     def slow(self, params: Parts) -> Parts:
         """The part of the parameters that is averaged."""
@@ -365,6 +358,18 @@ class ActorCritic(Agent):
         if self.selection.proposal == "behaviour":
             return self.policy.behaviour(params, observation, noise)
         return self.policy.sample(params, observation, noise)
+
+
+@eqx.filter_jit  # or each of dozens of operations compiles by itself
+def _initial_state(agent: ActorCritic, observation_size: int, action_size: int, key: Key) -> State:
+    critic_key, policy_key = jax.random.split(key)
+    sizes = (observation_size, action_size)
+    critic = agent.bounded_critic(action_size)
+    params = Parts(
+        None if critic is None else critic.init(*sizes, key=critic_key),
+        agent.policy.init(*sizes, key=policy_key),
+    )
+    return agent.fresh_state(params, agent.slow(params))
 
 
 def _repeat(tree: T, count: int) -> T:

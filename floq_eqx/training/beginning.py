@@ -118,7 +118,7 @@ def begin(
     key = jax.random.key(config.seed)
     init_key, train_key = jax.random.split(key)
     online_key = jax.random.fold_in(key, 2)
-    state = _initial_state(agent, facts.observation_size, facts.action_size, init_key)
+    state = agent.init(facts.observation_size, facts.action_size, key=init_key)
     step = 0
     if old is not None:
         check_same_data(old, facts)
@@ -192,12 +192,6 @@ def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]
     (action_size,) = world.single_action_space.shape
     agent = dataclasses.replace(agent, action_size=action_size)
     return agent, Facts(observation_size, action_size)
-
-
-@eqx.filter_jit
-def _initial_state(agent: Agent, observation_size: int, action_size: int, key: Key) -> State:
-    """The same numbers as without jit, which compiles each of dozens of operations by itself."""
-    return agent.init(observation_size, action_size, key=key)
 
 
 def check_networks(agent: Agent) -> None:
