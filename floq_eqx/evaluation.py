@@ -242,6 +242,7 @@ def _fault(problem: str, episode: np.ndarray, step: np.ndarray) -> EnvironmentFa
 
 @contextlib.contextmanager
 def faults_named(episode: np.ndarray, step: np.ndarray, method: str) -> Iterator[None]:
+    """Says of what an environment's method raises in which episodes and steps it was."""
     try:
         yield
     except Exception as error:
@@ -264,6 +265,7 @@ def check_resets(environments: Any) -> None:
 
 
 def check_seed(seed: int) -> None:
+    """Raises a `ValueError` for a seed that episodes cannot have."""
     # NumPy's global generator, which OGBench's mazes draw from, takes no larger seeds.
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed must be in [0, 2**31), got {seed}.")
