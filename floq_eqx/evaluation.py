@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import typing
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
@@ -93,7 +94,7 @@ def evaluate(
         max_episode_steps=max_episode_steps,
         before_step=before_step,
     )
-    return result
+    return typing.cast(Evaluation, result)
 
 
 def evaluate_many(
@@ -105,14 +106,16 @@ def evaluate_many(
     num_episodes: int = 50,
     max_episode_steps: int = 10_000,
     before_step: Callable[[], None] = lambda: None,
-) -> list[Evaluation]:
-    """What [`floq_eqx.evaluation.evaluate`][] says of each of several agents, which act in one call
-    a step.
+) -> list[Evaluation | Exception]:
+    """What [`floq_eqx.evaluation.evaluate`][] says of each of several agents; those of one program
+    act in one call a step.
 
-    **Arguments:** as there, but an agent, a state, environments and a seed for each. The agents may
-    differ in their float hyperparameters, and the states in their numbers.
+    **Arguments:** as there, but an agent, a state, environments and a seed for each.
 
-    **Raises:** as `evaluate`, at the first agent or environment that is at fault.
+    **Returns:** an evaluation for each or, of several, the error that `evaluate` would raise for it
+    once its episodes have begun.
+
+    **Raises:** as `evaluate`.
     """
     check_sizes(num_episodes=num_episodes, max_episode_steps=max_episode_steps)
     rollouts = []
@@ -120,21 +123,37 @@ def evaluate_many(
         check_seed(seed)
         check_resets(own)
         rollouts.append(_rollout(own, num_episodes, seed, max_episode_steps))
-    varying, shared = stacked_agents(agents)
-    stacked = jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *states)
-    results: list[Evaluation | None] = [None] * len(rollouts)
     asked = [next(rollout) for rollout in rollouts]
+    # Those of one program: a critic's support is a part of the program, not of its inputs.
+    groups: dict[Any, list[int]] = {}
+    for index, pair in enumerate(zip(agents, states, strict=True)):
+        groups.setdefault((jax.tree.structure(pair), asked[index][0].shape), []).append(index)
+    programs: list[tuple[list[int], Any]] = []
+    for group in groups.values():
+        stacked = jax.tree.map(
+            lambda *leaves: jax.device_put(np.stack(leaves)), *(states[index] for index in group)
+        )
+        of_group = stacked_agents([agents[index] for index in group])
+        programs.append((group, (*of_group, stacked, np.array([seeds[i] for i in group]))))
+    results: list[Any] = [None] * len(rollouts)
     while None in results:
         before_step()
-        inputs = [np.stack(arrays) for arrays in zip(*asked, strict=True)]
-        actions = np.asarray(act_batch(varying, shared, stacked, np.array(seeds), *inputs))
-        for index, rollout in enumerate(rollouts):
-            if results[index] is None:
-                try:
-                    asked[index] = rollout.send(actions[index])
-                except StopIteration as ended:
-                    results[index] = ended.value
-    return [result for result in results if result is not None]
+        for group, inputs in programs:
+            if all(results[index] is not None for index in group):
+                continue
+            arrays = [np.stack(each) for each in zip(*(asked[i] for i in group), strict=True)]
+            actions = np.asarray(act_batch(*inputs, *arrays))
+            for index, action in zip(group, actions, strict=True):
+                if results[index] is None:
+                    try:
+                        asked[index] = rollouts[index].send(action)
+                    except StopIteration as ended:
+                        results[index] = ended.value
+                    except Exception as error:
+                        if len(rollouts) == 1:
+                            raise
+                        results[index] = error
+    return results
 
 
 _Asked: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]

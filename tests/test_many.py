@@ -15,10 +15,10 @@ from floq_eqx.agents.agent import stacked_agents
 from floq_eqx.cli.many import Member, members, seeds_of
 from floq_eqx.evaluation import evaluate, evaluate_many, make_environments
 from floq_eqx.training import (
-    DivergedRunsError,
     Interrupted,
     OnlineConfig,
     Run,
+    StoppedRunsError,
     many,
     memory,
     train,
@@ -130,7 +130,7 @@ def test_one_that_diverges_stops_alone(configs, alone, tmp_path, way):
     wild = with_options(configs[0].agent, {"learning_rate": 1e30})
     three = [*configs[:2], dataclasses.replace(configs[0], agent=wild)]
     lines = []
-    with pytest.raises(DivergedRunsError, match=r"1 of 3 runs stopped: .*seed2: Tr") as caught:
+    with pytest.raises(StoppedRunsError, match=r"1 of 3 runs stopped: .*seed2: Tr") as caught:
         train_many(three, paths(tmp_path), progress=False, report=lines.append)
     assert list(caught.value.errors) == [tmp_path / "seed2"]
     assert [run.folder for run in caught.value.runs] == paths(tmp_path, 2)
@@ -203,8 +203,56 @@ def test_too_many_for_the_memory(configs, tmp_path, monkeypatch, way):
     free = memory.free_memory()
     assert free is None or free > 2**20
     monkeypatch.setattr(memory, "free_memory", lambda: 40_000)
-    with pytest.raises(MemoryError, match=r"3 runs in one program take .* GiB are free: [012] fit"):
+    with pytest.raises(MemoryError, match=r"3 runs in one program take .* them: [012] fit"):
         train_many(configs, paths(tmp_path), progress=False)
+    assert all(names(path) == [] for path in paths(tmp_path) if path.exists())
+
+
+def test_how_many_fit(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 20)
+    memory.check_memory(8, 2, held=5, temporary=4, at_once=1)
+    with pytest.raises(MemoryError, match=r"them: 4 fit"):  # of 60 in all
+        memory.check_memory(8, 10, held=5)
+    with pytest.raises(MemoryError, match=r"them: 1 fit"):
+        memory.check_memory(2, 1, temporary=15, at_once=2)
+    with pytest.raises(MemoryError, match=r"them: 0 fit"):
+        memory.check_memory(1, 21)
+
+
+@pytest.mark.parametrize("name", ["floq", "c51"])
+def test_values_that_are_a_part_of_the_program(data, tmp_path, monkeypatch, name):
+    """A discount decides the support of these critics' values."""
+    config = small_config(data, name, num_updates=10, max_episode_steps=3)
+    other = with_options(config.agent, {"critic.discount": 0.9})
+    both = [config, dataclasses.replace(config, agent=other)]
+    runs = train_many(both, paths(tmp_path, 2), progress=False)
+    same_run(runs[1], train(both[1], tmp_path / "alone", progress=False))
+    monkeypatch.setattr(many, "Threads", many.Stacked)
+    with pytest.raises(ValueError, match="on this device train them one by one"):
+        train_many(both, [tmp_path / "x", tmp_path / "y"], progress=False)
+    assert not (tmp_path / "x" / "config.json").exists()
+
+
+def test_an_evaluation_that_fails_stops_its_run_alone(configs, tmp_path, monkeypatch):
+    """And runs whose evaluations came to be due apart are evaluated side by side."""
+    several = [dataclasses.replace(config, evaluation_episodes=6) for config in configs]
+    act, lines = evaluation.act_batch, []
+
+    def failing(varying, shared, states, seeds, *asked):
+        action = np.array(act(varying, shared, states, seeds, *asked))
+        action[np.asarray(seeds) == 7] = np.nan
+        return action
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "act_batch", failing)
+        with pytest.raises(StoppedRunsError, match=r"1 of 3 runs stopped: .*seed1: The policy's"):
+            train_many(several, paths(tmp_path), progress=False, report=lines.append)
+    text = "the evaluation failed, and what was trained until step 10 is saved in"
+    assert f"seed1: {text} {tmp_path / 'seed1'}" in lines
+    assert [Run(path).last_step() for path in paths(tmp_path)] == [20, 10, 20]
+    runs = train_many(several, paths(tmp_path), progress=False, resume=True)
+    for run in runs:
+        assert [row["step"] for row in run.table("evaluation.csv")] == [10, 20]
 
 
 def test_evaluations_side_by_side(monkeypatch):
@@ -229,6 +277,12 @@ def test_evaluations_side_by_side(monkeypatch):
         for name in ("success", "returns", "lengths"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     assert calls == [(2, 2, 28)] * 8
+    # Other numbers of environments, and another structure, are other programs.
+    third = with_options(agent, {"policy.flow_steps": 3})
+    worlds = [environments[0], environments[2]]
+    found = evaluate_many([agent, third], states, worlds, seeds=(0, 5), **options)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.returns, two.returns)
     for world in environments:
         world.close()
 
@@ -273,10 +327,16 @@ def test_seeds_and_sweeps():
         (["--sweep", "alpha=one"], "takes numbers, got 'one'"),
         (["--sweep", "alpha=1,1.0"], "holds 1 twice"),
         (["--sweep", "alpha=1", "--sweep", "policy.alpha=2"], "is given policy.alpha twice"),
-        (["--sweep", "alpa=1"], "Unknown hyperparameter to sweep over 'alpa'"),
+        (["--sweep", "alpa=1"], "Unknown float hyperparameter to sweep over 'alpa'"),
         (["--sweep", "temperature=1"], "selection.temperature or next_selection.temperature"),
         (["--sweep", "alpha=1,-2"], "alpha must be in [0, inf), got -2"),
-        (["--sweep", "critic.num_steps=4,8"], "train these one by one: critic.num_steps: 4 and 8"),
+        (["--sweep", "critic.num_steps=4,8"], "Others change the program"),
+        (
+            ["--sweep", "critic.reward_min=-1,-2"],
+            "to sweep over 'critic.reward_min'",
+        ),
+        (["--sweep", "action_size=3"], "Unknown float hyperparameter"),
+        (["--sweep", "alpha=3,30", "--alpha", "7"], "--policy.alpha is one value and --sweep"),
     ],
 )
 def test_bad_seeds_and_sweeps(capsys, data, monkeypatch, tmp_path, words, message):
@@ -308,6 +368,15 @@ def test_the_program(capsys, data, monkeypatch, tmp_path):
     same_run(Run(f"runs/{folders[3]}"), Run("one"))
     assert cli.main(["train", *both, "--agent", "fql", "--resume", "--num-updates", "20"]) == 0
     assert [Run(f"runs/{folder}").last_step() for folder in folders] == [20] * 4
+
+    # Others than are there, and a folder that is itself a run.
+    before = sorted(names("runs"))
+    group = ["train", "--resume", "--seeds", "8", "--out", "runs"]
+    assert cli.main(group) == 1
+    assert "None of the runs to resume is in runs, which holds cube" in capsys.readouterr().err
+    assert cli.main(["train", *words, "--seeds", "0-1", "--out", "one"]) == 1
+    assert "one is a run: several runs need a folder" in capsys.readouterr().err
+    assert sorted(names("runs")) == before
 
     # A signal: what it prints continues all of them, here below one folder.
     words += ["--seeds", "0,3", "--out", "group"]

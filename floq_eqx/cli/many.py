@@ -10,8 +10,9 @@ from typing import Any
 
 from .._checks import nearest
 from .._types import Number
-from ..agents import Agent, to_plain, with_options
+from ..agents import AbstractCritic, AbstractPolicy, Agent, Selection, with_options
 from ..training import TrainConfig
+from ..training.resuming import OF_THE_DATA
 
 _MOST = 1000  # each keeps its lock's file open
 
@@ -49,7 +50,7 @@ def members(
     if seeds is not None and seed is not None:
         raise ValueError(f"--seed {seed} is one run and --seeds {seeds} several: give one of them.")
     numbers = [seed or 0] if seeds is None else seeds_of(seeds)
-    options = _options(to_plain(agent))
+    options = _options(agent)
     swept = [_values(text, options) for text in sweep]
     names = [name for name, _ in swept]
     _check_once("--sweep", names, "is given")
@@ -89,7 +90,7 @@ def _values(text: str, options: dict[str, Any]) -> tuple[str, list[Number]]:
             f"{text}."
         )
     full = _full_name(name, options)
-    numbers = [_number(full, each, options[full]) for each in texts]
+    numbers = [_number(full, each) for each in texts]
     _check_once(f"--sweep {text}", [_spelled(number) for number in numbers], "holds")
     return full, numbers
 
@@ -100,27 +101,28 @@ def _check_once(where: str, values: Sequence[str], verb: str) -> None:
             raise ValueError(f"{where} {verb} {value} twice: each once is a run.")
 
 
-def _number(name: str, text: str, now: Any) -> Number:
+def _number(name: str, text: str) -> Number:
     try:
-        number = float(text)
+        return float(text) + 0.0  # for -0
     except ValueError:
         raise ValueError(f"--sweep {name} takes numbers, got {text!r}.") from None
-    return int(number) if isinstance(now, int) and number.is_integer() else number
 
 
 def _spelled(number: Number) -> str:
     return repr(number).removesuffix(".0")
 
 
-def _options(plain: dict[str, Any]) -> dict[str, Any]:
-    """The options of an agent that are numbers or none, by their names with the part's."""
+def _options(agent: Any) -> dict[str, Any]:
+    """The float hyperparameters of an agent, by their names with the part's."""
     out: dict[str, Any] = {}
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            out |= {f"{name}.{key}": inner for key, inner in _options(value).items()}
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            out[name] = value
-    return out
+    for f in dataclasses.fields(agent):
+        value = getattr(agent, f.name)
+        number = value is None or isinstance(value, int | float)
+        if isinstance(value, AbstractCritic | AbstractPolicy | Selection):
+            out |= {f"{f.name}.{name}": inner for name, inner in _options(value).items()}
+        elif number and not isinstance(value, bool) and not f.metadata.get("static"):
+            out[f.name] = value
+    return {name: value for name, value in out.items() if name not in OF_THE_DATA}
 
 
 def _full_name(name: str, options: dict[str, Any]) -> str:
@@ -134,12 +136,30 @@ def _full_name(name: str, options: dict[str, Any]) -> str:
     if len(found) > 1:
         raise ValueError(f"--sweep {name} could be {' or '.join(found)}: name the part.")
     if not found:
-        raise nearest("hyperparameter to sweep over", name, options)
+        text = str(nearest("float hyperparameter to sweep over", name, options))
+        raise ValueError(f"{text} Others change the program: train their values one by one.")
     return found[0]
 
 
-def folders(out: str | None, default: str, runs: Sequence[Member]) -> list[Path]:
-    """A folder for each: below `out`, or beside each other with `default` before the labels."""
-    if out is not None:
-        return [Path(out) / run.label for run in runs]
-    return [Path(f"{default}-{run.label}") for run in runs]
+def folders(out: str | None, default: str, runs: Sequence[Member], *, resume: bool) -> list[Path]:
+    """A folder for each: below `out`, or beside each other with `default` before the labels.
+
+    **Raises:** `ValueError` if `out` is itself a run, or holds others than those to `resume`.
+    """
+    if out is None:
+        return [Path(f"{default}-{run.label}") for run in runs]
+    if (Path(out) / "config.json").exists():
+        raise ValueError(f"{out} is a run: several runs need a folder that holds one for each.")
+    made, others = [Path(out) / run.label for run in runs], runs_below(out)
+    if resume and others and not set(made) & set(others):
+        names = ", ".join(folder.name for folder in others)
+        raise ValueError(
+            f"None of the runs to resume is in {out}, which holds {names}: give the seeds and the "
+            "values of those, or another folder."
+        )
+    return made
+
+
+def runs_below(out: str) -> list[Path]:
+    """The folders of runs in a folder."""
+    return sorted(path.parent for path in Path(out).glob("*/config.json"))

@@ -13,10 +13,10 @@ from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, to_plai
 from ..agents.critics import BoundedCritic
 from ..agents.recipes import composed
 from ..networks import NetworkConfig, of_kind
-from ..training import DivergedRunsError, Run, TrainConfig, train, train_many
+from ..training import Run, StoppedRunsError, TrainConfig, train, train_many
 from ..training.loggers import LoggerName, loggers_of
 from .compilation import CompilationCache, keep_compiled
-from .many import Member, folders, members
+from .many import Member, folders, members, runs_below
 from .options import (
     documented,
     help_asked,
@@ -52,6 +52,10 @@ def run(arguments: list[str]) -> None:
         spelled = with_parts_named(spelled, options.kind, [*options.parts])
     if asked is not None:
         print_help("floq train", _DESCRIPTION, options.kind, (*GROUPS, *options.parts), asked)
+    for name, _ in options.members[0].changes:
+        flag = f"--{name.replace('_', '-')}"
+        if any(word.partition("=")[0].replace("_", "-") == flag for word in spelled):
+            raise ValueError(f"{flag} is one value and --sweep {name} several: give one of them.")
     parsed = tyro.cli(options.kind, prog="floq train", args=spelled)
     config = _config(parsed, options)
     keep_compiled(parsed.compilation_cache)
@@ -72,7 +76,7 @@ def run(arguments: list[str]) -> None:
     try:
         with saying_how_to_continue("train", again, places[0]):
             finish(train_many(configs, places, **how))
-    except DivergedRunsError as error:
+    except StoppedRunsError as error:
         finish(error.runs)
         raise
 
@@ -136,10 +140,19 @@ def _options(first: Any) -> _Options:
         raise nearest("preset", name, typing.get_args(Preset))
     agent, label = _agent(first)
     stem = environment.removesuffix("-v0").replace("/", "-").replace(":", "-")
-    runs = members(agent, first.seeds, first.seed, first.sweep)
     alone = first.seeds is None and not first.sweep
+    named: Any = agent
+    asked = (first.agent, first.critic_kind, first.policy_kind)
+    if first.resume and first.out and asked == (None, None, None):
+        for folder in runs_below(first.out)[:1]:
+            named = Run(folder).config.agent
+    runs = members(named, first.seeds, first.seed, first.sweep)
     default = f"runs/{stem}-{label}-{name}"
-    places = [Path(first.out)] if alone and first.out else folders(first.out, default, runs)
+    places = (
+        [Path(first.out)]
+        if alone and first.out
+        else folders(first.out, default, runs, resume=first.resume)
+    )
     there = [folder for folder in places if (folder / "config.json").exists()]
     stored = there[0] if there and first.resume and first.preset is None else None
     if stored is not None:

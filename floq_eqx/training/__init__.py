@@ -10,7 +10,7 @@ from .loop import (
     train_seeds as train_seeds,
     train_steps as train_steps,
 )
-from .many import DivergedRunsError as DivergedRunsError, train_many as train_many
+from .many import StoppedRunsError as StoppedRunsError, train_many as train_many
 from .online import OnlineProgress as OnlineProgress, fit_online as fit_online
 from .run import Facts as Facts, Run as Run
 from .trainer import finetune as finetune, train as train

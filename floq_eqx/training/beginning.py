@@ -93,7 +93,7 @@ class Beginning:
     config: TrainConfig
     facts: Facts
     old: Run | None
-    state: State
+    state: Any
     step: int
     start: str | None
     train_key: Key

@@ -232,7 +232,7 @@ def in_pieces(
     """
     parts: list[dict[str, Any]] = []
     done, stopped = 0, False
-    for count in _pieces(length):
+    for count in pieces(length):
         state, metrics = some(state, count)
         jax.block_until_ready(parts[-1:])  # The next waits already, and no more than that.
         parts.append(metrics)
@@ -244,8 +244,8 @@ def in_pieces(
     return state, joined, done, stopped
 
 
-def _pieces(count: int) -> list[int]:
-    """The lengths of these parts.
+def pieces(count: int) -> list[int]:
+    """The lengths of the parts in which `in_pieces` makes so many updates.
 
     Of two lengths at most, since each compiles, and none of one update, which XLA compiles without
     a loop.

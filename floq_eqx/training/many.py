@@ -5,6 +5,7 @@ were alone.
 """
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -41,23 +42,25 @@ from .loop import (
     DivergedError,
     compile_steps,
     in_pieces,
+    pieces,
     raise_if_diverged,
     update_on_sample,
     with_arrays,
 )
 from .memory import check_memory, needs
-from .resuming import differences
+from .resuming import OF_THE_DATA, differences
 from .run import Run
 from .watch import Watch, assess
 
 
-class DivergedRunsError(RuntimeError):
-    """Some of the runs that were trained in one program diverged; the others are whole.
+class StoppedRunsError(RuntimeError):
+    """Some of the runs that were trained in one program stopped; the others are whole.
 
-    **Attributes:** `errors`: the `DivergedError` of each, by its folder; `runs`: the others.
+    **Attributes:** `errors`: why, by folder: a `DivergedError`, or what an evaluation raised;
+    `runs`: the others.
     """
 
-    def __init__(self, errors: dict[Path, DivergedError], runs: list[Run]):
+    def __init__(self, errors: dict[Path, Exception], runs: list[Run]):
         self.errors, self.runs = errors, runs
         texts = "; ".join(f"{folder}: {error}" for folder, error in errors.items())
         super().__init__(f"{len(errors)} of {len(errors) + len(runs)} runs stopped: {texts}")
@@ -76,7 +79,8 @@ def train_many(
 
     On a CPU each run's updates are calls of one compiled program, from as many threads as there are
     cores, and its numbers are bitwise those that it has alone. On other devices all are one `vmap`,
-    and the numbers are the same to rounding. A run that diverges stops alone, and the others go on.
+    and the numbers are the same to rounding. A run that diverges, or whose evaluation fails, stops
+    alone, and the others go on.
 
     **Arguments:**
 
@@ -92,7 +96,7 @@ def train_many(
 
     **Raises:** as `train`; `ValueError` for configurations that differ in more, for a folder given
     twice, and when it resumes runs of which some have been trained and others are not there;
-    `MemoryError`, which says how many fit; `DivergedRunsError` after all others have ended.
+    `MemoryError`, which says how many fit; `StoppedRunsError` after all others have ended.
     """
     paths = [Path(folder) for folder in folders]
     _check_together(configs, paths)
@@ -114,6 +118,9 @@ def train_many(
             for (config, path), old in zip(each, olds, strict=True)
         ]
         group = _Group(begun, data)
+        stack.callback(group.close)
+        group.prepare()  # before there are folders, as it may not fit
+        begun = [dataclasses.replace(one, state=None) for one in begun]
         with stop.deferred():
             watches = [
                 open_watch(
@@ -132,14 +139,18 @@ def train_many(
                 stop.check()
     runs = [watch.run for watch in watches if watch.run.folder not in errors]
     if errors:
-        raise DivergedRunsError(errors, runs)
+        raise StoppedRunsError(errors, runs)
     return runs
 
 
-def _go(group: "_Group", watches: Sequence[Watch]) -> dict[Path, DivergedError]:
-    """Trains them to their end, but for those that diverge."""
+def _go(group: "_Group", watches: Sequence[Watch]) -> dict[Path, Exception]:
+    """Trains them to their end, but for those that diverge or cannot be evaluated."""
     config, errors = watches[0].run.config, {}
-    assess([(w, group.steps[i], group.member(i), None) for i, w in enumerate(watches)])
+
+    def stopped(failed: dict[Watch, Exception]) -> None:
+        errors.update({watch.run.folder: error for watch, error in failed.items()})
+
+    stopped(assess([(w, group.steps[i], group.member(i), None) for i, w in enumerate(watches)]))
     with watches[0].bar("update", min(group.steps), config.num_updates):
         while waiting := [
             index
@@ -150,7 +161,7 @@ def _go(group: "_Group", watches: Sequence[Watch]) -> dict[Path, DivergedError]:
             # Those that are ahead, resumed from a later checkpoint, wait for the others.
             front = min(group.steps[index] for index in waiting)
             active = [index for index in waiting if group.steps[index] == front]
-            metrics, count = group.advance(active, config.log_every, watches[active[0]].between)
+            metrics, count = group.advance(active, watches[0].between)
             rates = {"updates_per_second": count / (time.perf_counter() - start)}
             noted = []
             for row, index in enumerate(active):
@@ -166,7 +177,7 @@ def _go(group: "_Group", watches: Sequence[Watch]) -> dict[Path, DivergedError]:
                 watch.note(step, state, rates, means)
                 noted.append((watch, step, state, None))
             if not watches[0].stop():
-                assess(noted)
+                stopped(assess(noted))
             for watch, *_ in noted:
                 watch.run.prune()
             if watches[0].stop():
@@ -199,24 +210,36 @@ class _Group:
         arrays = [with_arrays(agent) for agent in agents]
         self._runs = kind(arrays, states, keys, data, self._config.batch_size)
 
+    def prepare(self) -> None:
+        """Compiles the first updates, which are known to fit in memory then."""
+        left = [step for step in self.steps if step < self._config.num_updates]
+        if left:
+            self._runs.prepare(pieces(self._length(min(left)))[0])
+
+    def close(self) -> None:
+        self._runs.close()
+
+    def _length(self, step: int) -> int:
+        chunk = self._config.log_every
+        return min(chunk - step % chunk, self._config.num_updates - step)
+
     def member(self, index: int) -> State:
         """The state of one of them."""
         return self._runs.member(index)
 
     def advance(
-        self, active: Sequence[int], chunk: int, between: Callable[[int], bool]
+        self, active: Sequence[int], between: Callable[[int], bool]
     ) -> tuple[dict[str, Float[np.ndarray, "runs updates"]], int]:
-        """Updates of those that are `active`, which are equally far, until a multiple of `chunk`.
+        """Updates of those that are `active`, which are equally far, until the end of a chunk.
 
         **Returns:** the metrics of each of these, and how many updates there were.
         """
         step = self.steps[active[0]]
-        length = min(chunk - step % chunk, self._config.num_updates - step)
 
         def some(_: None, count: int) -> tuple[None, dict[str, Any]]:
             return None, self._runs.update(active, count)
 
-        _, metrics, count, _ = in_pieces(some, None, step, length, between)
+        _, metrics, count, _ = in_pieces(some, None, step, self._length(step), between)
         for index in active:
             self.steps[index] += count
         return metrics, count
@@ -225,7 +248,8 @@ class _Group:
 class Threads:
     """Each run's updates by one compiled program, in as many threads as there are cores.
 
-    The numbers are bitwise those of a run alone, whose program it is.
+    The numbers are bitwise those of a run alone, whose program it is. Runs that differ in what is a
+    part of the program, such as the support of a critic's values, each have their own.
     """
 
     def __init__(
@@ -240,21 +264,38 @@ class Threads:
         self._data, self._batch_size = data, batch_size
         self._threads = min(len(states), available_cores())
         self._pool = ThreadPoolExecutor(self._threads)
-        self._programs: dict[int, Any] = {}
+        self._programs: dict[Any, Any] = {}
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def member(self, index: int) -> State:
         return self._states[index]
 
-    def update(self, active: Sequence[int], count: int) -> dict[str, Any]:
-        if count not in self._programs:
-            compiled = compile_steps(*self._inputs(0, count))
+    def prepare(self, count: int) -> None:
+        for index in range(len(self._states)):
+            self._program(index, count)
+
+    def _program(self, index: int, count: int) -> Any:
+        own = jax.tree.structure((self._agents[index], self._states[index]))
+        if (count, own) not in self._programs:
+            compiled = compile_steps(*self._inputs(index, count))
             temporary, output = needs(compiled)
-            check_memory(len(self._states), output, self._threads * temporary)
-            self._programs[count] = compiled
-        program = self._programs[count]
+            check_memory(
+                len(self._states),
+                output,
+                held=_size(self._states[index]),
+                temporary=temporary,
+                at_once=self._threads,
+            )
+            self._programs[count, own] = compiled
+        return self._programs[count, own]
+
+    def update(self, active: Sequence[int], count: int) -> dict[str, Any]:
+        programs = {index: self._program(index, count) for index in active}
 
         def one(index: int) -> tuple[State, dict[str, Array]]:
-            return jax.block_until_ready(program(*self._inputs(index, count)))
+            return jax.block_until_ready(programs[index](*self._inputs(index, count)))
 
         made = list(self._pool.map(one, active))
         for index, (state, _) in zip(active, made, strict=True):
@@ -279,29 +320,44 @@ class Stacked:
     ):
         self._agents, self._data, self._batch_size = stacked_agents(agents), data, batch_size
         self._number = len(states)
-        check_memory(self._number, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(states[0])))
+        if any(jax.tree.structure(state) != jax.tree.structure(states[0]) for state in states):
+            raise ValueError(
+                "These runs differ in what is a part of the program, such as the support of a "
+                "critic's values, which its discount decides: on this device train them one by one."
+            )
+        self._size = _size(states[0])
+        check_memory(self._number, 2 * self._size)
         self._states = _stacked(states)
         self._keys = jax.random.wrap_key_data(_stacked([jax.random.key_data(k) for k in keys]))
         self._programs: dict[int, Any] = {}
         self._on_host: State | None = None
+
+    def close(self) -> None:
+        pass
 
     def member(self, index: int) -> State:
         if self._on_host is None:
             self._on_host = jax.device_get(self._states)
         return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf[index])), self._on_host)
 
-    def update(self, active: Sequence[int], count: int) -> dict[str, Any]:
-        moves = jnp.asarray(np.isin(np.arange(self._number), active))
-        inputs = (*self._agents, self._states, self._data, self._keys, moves)
-        inputs = (*inputs, count, self._batch_size)
+    def prepare(self, count: int) -> None:
         if count not in self._programs:
             advance: Any = eqx.filter_jit(_advance)
-            compiled = advance.lower(*inputs).compile()
-            check_memory(self._number, sum(needs(compiled)) // self._number)
+            compiled = advance.lower(*self._inputs(range(self._number), count)).compile()
+            each = sum(needs(compiled)) // self._number
+            check_memory(self._number, each, held=self._size)
             self._programs[count] = compiled
-        self._states, metrics = self._programs[count](*inputs)
+
+    def update(self, active: Sequence[int], count: int) -> dict[str, Any]:
+        self.prepare(count)
+        self._states, metrics = self._programs[count](*self._inputs(active, count))
         self._on_host = None
         return metrics if len(active) == self._number else _rows(metrics, active)
+
+    def _inputs(self, active: Sequence[int], count: int) -> tuple[Any, ...]:
+        moves = jnp.asarray(np.isin(np.arange(self._number), active))
+        arrays = (self._states, self._data, self._keys, moves)
+        return (*self._agents, *arrays, count, self._batch_size)
 
 
 def _rows(metrics: dict[str, Array], active: Sequence[int]) -> dict[str, Any]:
@@ -334,6 +390,10 @@ def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *trees)
 
 
+def _size(state: State) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
 def _check_together(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> None:
     """Raises a `ValueError` unless these can be trained in one program, in these folders."""
     if not configs or len(configs) != len(folders):
@@ -355,7 +415,7 @@ def _check_together(configs: Sequence[TrainConfig], folders: Sequence[Path]) -> 
         bad = [
             f"{name}: {a!r} and {b!r}"
             for name, a, b in differences(first, config)
-            if name != "seed" and not (same and _in_agent(first, name))
+            if name != "seed" and (name in OF_THE_DATA or not (same and _in_agent(first, name)))
         ]
         if bad:
             raise ValueError(

@@ -141,6 +141,12 @@ class Watch:
         evaluated = [row.get("success") for row in self.run.table("evaluation.csv")]
         return any(told is not None and not np.isnan(told) for told in online + evaluated)
 
+    def say_failed(self, error: BaseException, step: int) -> None:
+        """Says that an evaluation failed, and what is saved."""
+        text = f"what was trained until step {step} is saved in {self.run.folder}"
+        error.add_note(f"In an evaluation; {text}.")
+        self.say(f"the evaluation failed, and {text}")
+
     def say(self, line: str) -> None:
         from tqdm import tqdm
 
@@ -160,14 +166,19 @@ class Watch:
         return seconds | {"updates": int(state.step), "env_steps": env_steps}
 
 
-def assess(runs: Sequence[tuple[Watch, int, State, Replay | None]]) -> None:
+def assess(
+    runs: Sequence[tuple[Watch, int, State, Replay | None]],
+) -> dict[Watch, Exception]:
     """Evaluates those of the runs that are due, side by side; what fails there loses no training.
 
     **Arguments:** `runs`: each with the number of steps, the state after them and the buffer.
+
+    **Returns:** of several runs, the errors of those whose evaluation failed; of one it is raised.
     """
     due = [entry for entry in runs if entry[0].wants_evaluation(entry[1])]
+    failed: dict[Watch, Exception] = {}
     if not due:
-        return
+        return failed
     config = due[0][0].run.config
     try:
         results = evaluate_many(
@@ -179,17 +190,20 @@ def assess(runs: Sequence[tuple[Watch, int, State, Replay | None]]) -> None:
             seeds=[watch.run.config.seed for watch, *_ in due],
             before_step=due[0][0].stop.check,
         )
-        for (watch, step, state, _), result in zip(due, results, strict=True):
-            watch.take(result, step, state)
+        for (watch, step, state, replay), result in zip(due, results, strict=True):
+            if isinstance(result, Exception):
+                watch.save(step, state, replay)
+                watch.say_failed(result, step)
+                failed[watch] = result
+            else:
+                watch.take(result, step, state)
     except (Interrupted, Exception) as error:
         for watch, step, state, replay in runs:
             watch.save(step, state, replay)
-        if not isinstance(error, Interrupted):
-            for watch, step, _, _ in runs:
-                text = f"what was trained until step {step} is saved in {watch.run.folder}"
-                error.add_note(f"In an evaluation; {text}.")
-                watch.say(f"the evaluation failed, and {text}")
+            if not isinstance(error, Interrupted):
+                watch.say_failed(error, step)
         raise
+    return failed
 
 
 def make_world(config: TrainConfig, num: int) -> Any:
