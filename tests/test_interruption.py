@@ -194,13 +194,13 @@ def test_at_a_bad_moment(data, whole, tmp_path, monkeypatch, when):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         if when == "in an evaluation":
-            evaluate = watch.evaluate
+            evaluate = watch.evaluate_many
 
             def interrupted(*args, before_step, **kwargs):
                 send(signal.SIGINT)
                 return evaluate(*args, before_step=before_step, **kwargs)
 
-            patch.setattr(watch, "evaluate", interrupted)
+            patch.setattr(watch, "evaluate_many", interrupted)
         else:
             save = Run.save
 
@@ -221,7 +221,7 @@ def test_at_a_bad_moment(data, whole, tmp_path, monkeypatch, when):
 
 def test_the_last_evaluation_is_made_up_for(data, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(watch, "evaluate", lambda *a, **k: 1 / 0)
+        patch.setattr(watch, "evaluate_many", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(small_config(data, evaluate_every=20), tmp_path / "run")
     # Older checkpoints go after the evaluation, which may make one of them the best.

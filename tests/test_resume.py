@@ -203,13 +203,13 @@ def test_keep(data, tmp_path, monkeypatch, changes, steps):
     successes = iter([1.0, 0.0, 0.5, 0.25])
 
     def evaluate(*args, **kwargs):
-        result = real(*args, **kwargs)
-        return dataclasses.replace(result, success=np.full(1, next(successes)))
+        (result,) = real(*args, **kwargs)
+        return [dataclasses.replace(result, success=np.full(1, next(successes)))]
 
     from floq_eqx.training import watch
 
-    real = watch.evaluate
-    monkeypatch.setattr(watch, "evaluate", evaluate)
+    real = watch.evaluate_many
+    monkeypatch.setattr(watch, "evaluate_many", evaluate)
     config = small_config(data, evaluate_every=5, max_episode_steps=2, **changes)
     with pytest.warns(UserWarning, match="2 steps"):
         run = train(config, tmp_path / "run")
