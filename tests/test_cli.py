@@ -94,7 +94,7 @@ def told(capsys, monkeypatch):
         text = " ".join(re.sub("[│╭╮╰╯─]|-{9,}", " ", out).split())
         options = re.split(r"(?<!,) (?=--[\w.-]+,? )", text.partition("exit")[2])[1:]
         assert len(options) > 2
-        assert not [o for o in options if not re.search(r"\. \((default: |required)", o)]
+        assert not [o for o in options if not re.search(r"\. \((default: |required|repeat)", o)]
         assert not [mark for mark in ("`", "**", "](", "][", "Raises") if mark in text]
         return out, text
 

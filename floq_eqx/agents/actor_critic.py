@@ -174,7 +174,11 @@ class ActorCritic(Agent):
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> State:
         self.check_init_sizes(observation_size, action_size)
-        return _initial_state(self, observation_size, action_size, key)
+        # Or each of dozens of operations compiles by itself. Arrays among the hyperparameters must
+        # stay known, as a critic's support is made of their numbers.
+        known = not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(self))
+        make = eqx.filter_jit(_initial_state) if known else _initial_state
+        return make(self, observation_size, action_size, key)
 
     def slow(self, params: Parts) -> Parts:
         """The part of the parameters that is averaged."""
@@ -360,7 +364,6 @@ class ActorCritic(Agent):
         return self.policy.sample(params, observation, noise)
 
 
-@eqx.filter_jit  # or each of dozens of operations compiles by itself
 def _initial_state(agent: ActorCritic, observation_size: int, action_size: int, key: Key) -> State:
     critic_key, policy_key = jax.random.split(key)
     sizes = (observation_size, action_size)

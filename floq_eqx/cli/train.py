@@ -249,7 +249,7 @@ def _command(
         (
             *("seeds", str | None, None),
             "Train a run for each of these seeds in one program, such as 0-7 or 0,2,5, instead of "
-            "one with --seed.",
+            "one run.",
         ),
         (
             *("sweep", tyro.conf.UseAppendAction[tuple[str, ...]], ()),
