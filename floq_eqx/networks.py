@@ -96,14 +96,11 @@ def product(
     precision: Precision = "float32",
 ) -> Float[Array, "out_size"]:
     """`weight @ x` with factors of this precision, and a sum in float32."""
-    # With x to the left: where members share a batch of x, the product with the weight there is
-    # transposed, number by number, in whatever follows.
-    contract = (((0,), (1,)), ((), ()))
     if precision == "bfloat16":
         # Not by JAX's own `precision`, which a CPU ignores.
-        factors = (x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16))
-        return jax.lax.dot_general(*factors, contract, preferred_element_type=x.dtype)
-    return jax.lax.dot_general(x, weight, contract, precision=_ALGORITHMS[precision])
+        factors = (weight.astype(jnp.bfloat16), x.astype(jnp.bfloat16))
+        return jnp.dot(*factors, preferred_element_type=x.dtype)
+    return jnp.dot(weight, x, precision=_ALGORITHMS[precision])
 
 
 def _biased(h: Float[Array, "out_size"], linear: eqx.nn.Linear) -> Float[Array, "out_size"]:
@@ -198,7 +195,10 @@ class AbstractNetwork(eqx.Module):
 
     def weighted(self, part: Float[Array, "part"], *, start: int = 0) -> Float[Array, "width"]:
         """What a part of x, from its component `start` on, adds to W x."""
-        return product(self.entrance.weight[:, start : start + part.size], part)
+        weight = self.entrance.weight[:, start : start + part.size]
+        # With the part to the left: where members share a batch of it, the product with the weight
+        # there is transposed, number by number, in whatever follows.
+        return jnp.dot(part, weight.T, precision=_ALGORITHMS["float32"])
 
     def __call__(self, x: Float[Array, "in_size"]) -> Float[Array, "out_size"]:
         """The output of the last layer, which has neither activation nor norm."""
