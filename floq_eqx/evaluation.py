@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import typing
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ._checks import check_sizes
 from ._types import Number
-from .agents.agent import Agent, State, stacked_agents
+from .agents.agent import Agent, State, stacked, stacked_agents
 from .data.environments import make_box_environment, making
 from .data.episodes import (
     EnvironmentFaultError,
@@ -94,7 +93,9 @@ def evaluate(
         max_episode_steps=max_episode_steps,
         before_step=before_step,
     )
-    return typing.cast(Evaluation, result)
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def evaluate_many(
@@ -112,8 +113,8 @@ def evaluate_many(
 
     **Arguments:** as there, but an agent, a state, environments and a seed for each.
 
-    **Returns:** an evaluation for each or, of several, the error that `evaluate` would raise for it
-    once its episodes have begun.
+    **Returns:** for each an evaluation, or the error that `evaluate` would raise once its episodes
+    have begun.
 
     **Raises:** as `evaluate`.
     """
@@ -130,11 +131,9 @@ def evaluate_many(
         groups.setdefault((jax.tree.structure(pair), asked[index][0].shape), []).append(index)
     programs: list[tuple[list[int], Any]] = []
     for group in groups.values():
-        stacked = jax.tree.map(
-            lambda *leaves: jax.device_put(np.stack(leaves)), *(states[index] for index in group)
-        )
         of_group = stacked_agents([agents[index] for index in group])
-        programs.append((group, (*of_group, stacked, np.array([seeds[i] for i in group]))))
+        inputs = (stacked([states[i] for i in group]), np.array([seeds[i] for i in group]))
+        programs.append((group, (*of_group, *inputs)))
     results: list[Any] = [None] * len(rollouts)
     while None in results:
         before_step()
@@ -150,8 +149,6 @@ def evaluate_many(
                     except StopIteration as ended:
                         results[index] = ended.value
                     except Exception as error:
-                        if len(rollouts) == 1:
-                            raise
                         results[index] = error
     return results
 

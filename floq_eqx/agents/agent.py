@@ -205,13 +205,19 @@ def stacked_agents(agents: Sequence[AgentT]) -> tuple[AgentT, AgentT]:
     if any(jax.tree.structure(first) != jax.tree.structure(other) for other in others):
         raise ValueError("The agents differ in more than float hyperparameters.")
 
-    def stacked(*leaves: Any) -> Any:
+    def varying_leaf(*leaves: Any) -> Any:
         same = all(leaf is leaves[0] or bool(np.all(leaf == leaves[0])) for leaf in leaves)
         return None if same else jnp.asarray(np.array(leaves, np.float32))
 
-    varying = jax.tree.map(stacked, first, *others)
+    varying = jax.tree.map(varying_leaf, first, *others)
     differs = jax.tree.map(lambda leaf: leaf is None, varying, is_leaf=lambda leaf: leaf is None)
     return varying, eqx.filter(first, differs)
+
+
+def stacked(trees: Sequence[T]) -> T:
+    """The trees as one, each of whose arrays has a leading axis of trees."""
+    # On the host: JAX compiles this anew for every shape.
+    return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *trees)
 
 
 def frozen(tree: T) -> T:

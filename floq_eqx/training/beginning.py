@@ -104,15 +104,20 @@ def begin(
     config: TrainConfig,
     old: Run | None,
     data: Batch | None,
-    world: Any,
+    facts: Facts,
     report: Callable[[str], None],
 ) -> Beginning:
     """The state of a run before its next step; nothing is written.
 
+    **Arguments:** `config`: what was asked for; `old`: the run that goes on; `data`, `facts`: what
+    was found; `report`: takes lines of text.
+
     **Raises:** `ValueError` if there are other data than before, no checkpoint of it can be used,
     or it is past its end.
     """
-    agent, facts = _fitted(config.agent, data, world)
+    agent = dataclasses.replace(config.agent, action_size=facts.action_size)
+    if data is not None:
+        agent = config.agent.for_data(data)
     path = None if config.data is None else str(Path(config.data).expanduser().absolute())
     config = dataclasses.replace(config, agent=agent, data=path)
     key = jax.random.key(config.seed)
@@ -183,15 +188,13 @@ def saying_what_is_saved(runs: Sequence[Run]) -> Iterator[None]:
         raise Interrupted(interrupted.signum, saved) from None
 
 
-def _fitted(agent: Agent, data: Batch | None, world: Any) -> tuple[Agent, Facts]:
-    """The agent with what it must know, and what else the run found."""
+def facts_of(data: Batch | None, world: Any) -> Facts:
+    """What a run finds in its data or, without any, in its environment."""
     if data is not None:
-        sizes = data.observation.shape[1], data.action.shape[1]
-        return agent.for_data(data), Facts(*sizes, fingerprint(data))
+        return Facts(data.observation.shape[1], data.action.shape[1], fingerprint(data))
     (observation_size,) = world.single_observation_space.shape
     (action_size,) = world.single_action_space.shape
-    agent = dataclasses.replace(agent, action_size=action_size)
-    return agent, Facts(observation_size, action_size)
+    return Facts(observation_size, action_size)
 
 
 def check_networks(agent: Agent) -> None:

@@ -4,6 +4,7 @@ What an update does is compiled once for all of them. Each run has a folder of i
 were alone.
 """
 
+import abc
 import contextlib
 import dataclasses
 import os
@@ -21,13 +22,14 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from .._machine import available_cores
 from .._types import Key
-from ..agents.agent import Agent, State, stacked_agents
+from ..agents.agent import Agent, State, stacked, stacked_agents
 from ..agents.plain import to_plain
 from ..data import Batch
 from .beginning import (
     Beginning,
     begin,
     check_networks,
+    facts_of,
     find_data,
     found_run,
     open_watch,
@@ -50,7 +52,7 @@ from .loop import (
 from .memory import check_memory, needs
 from .resuming import OF_THE_DATA, differences
 from .run import Run
-from .watch import Watch, assess
+from .watch import Watch, assess, settle
 
 
 class StoppedRunsError(RuntimeError):
@@ -113,8 +115,9 @@ def train_many(
         each = list(zip(configs, paths, strict=True))
         olds = [found_run(config, path, resume=resume) for config, path in each]
         data = find_data(configs[0], progress=progress)
+        facts = facts_of(data, None)  # once, as all of the data are read for them
         begun = [
-            begin(config, old, data, None, reporter(path))
+            begin(config, old, data, facts, reporter(path))
             for (config, path), old in zip(each, olds, strict=True)
         ]
         group = _Group(begun, data)
@@ -176,14 +179,7 @@ def _go(group: "_Group", watches: Sequence[Watch]) -> dict[Path, Exception]:
                 means = {name: float(values.mean()) for name, values in own.items()}
                 watch.note(step, state, rates, means)
                 noted.append((watch, step, state, None))
-            if not watches[0].stop():
-                stopped(assess(noted))
-            for watch, *_ in noted:
-                watch.run.prune()
-            if watches[0].stop():
-                for watch, step, state, _ in noted:
-                    watch.save(step, state)
-                watches[0].stop.check()
+            stopped(settle(noted))
     return errors
 
 
@@ -245,24 +241,53 @@ class _Group:
         return metrics, count
 
 
-class Threads:
+@dataclasses.dataclass
+class Together(abc.ABC):
+    """Several runs' updates.
+
+    **Arguments:** the agents, with arrays for their numbers; their states and the keys of their
+    updates; the data of all; and how many transitions a batch has.
+    """
+
+    agents: Sequence[Agent]
+    states: Sequence[State]
+    keys: Sequence[Key]
+    data: Batch
+    batch_size: int
+
+    @abc.abstractmethod
+    def prepare(self, count: int) -> None:
+        """Compiles so many updates.
+
+        **Raises:** `MemoryError` if they do not fit.
+        """
+
+    @abc.abstractmethod
+    def update(self, active: Sequence[int], count: int) -> dict[str, Any]:
+        """Makes so many updates of those that are `active`.
+
+        **Returns:** their metrics, each `[runs updates]`.
+        """
+
+    @abc.abstractmethod
+    def member(self, index: int) -> State:
+        """The state of one of them."""
+
+    def close(self) -> None:  # noqa: B027
+        """Ends what runs in the background."""
+
+
+@dataclasses.dataclass
+class Threads(Together):
     """Each run's updates by one compiled program, in as many threads as there are cores.
 
     The numbers are bitwise those of a run alone, whose program it is. Runs that differ in what is a
     part of the program, such as the support of a critic's values, each have their own.
     """
 
-    def __init__(
-        self,
-        agents: Sequence[Agent],
-        states: Sequence[State],
-        keys: Sequence[Key],
-        data: Batch,
-        batch_size: int,
-    ):
-        self._agents, self._states, self._keys = agents, list(states), keys
-        self._data, self._batch_size = data, batch_size
-        self._threads = min(len(states), available_cores())
+    def __post_init__(self):
+        self._states = list(self.states)
+        self._threads = min(len(self.states), available_cores())
         self._pool = ThreadPoolExecutor(self._threads)
         self._programs: dict[Any, Any] = {}
 
@@ -277,7 +302,7 @@ class Threads:
             self._program(index, count)
 
     def _program(self, index: int, count: int) -> Any:
-        own = jax.tree.structure((self._agents[index], self._states[index]))
+        own = jax.tree.structure((self.agents[index], self._states[index]))
         if (count, own) not in self._programs:
             compiled = compile_steps(*self._inputs(index, count))
             temporary, output = needs(compiled)
@@ -303,23 +328,16 @@ class Threads:
         return jax.tree.map(lambda *rows: np.stack(rows), *(metrics for _, metrics in made))
 
     def _inputs(self, index: int, count: int) -> tuple[Any, ...]:
-        own = self._agents[index], self._states[index]
-        return (*own, self._data, count, self._batch_size, self._keys[index])
+        own = self.agents[index], self._states[index]
+        return (*own, self.data, count, self.batch_size, self.keys[index])
 
 
-class Stacked:
+@dataclasses.dataclass
+class Stacked(Together):
     """All runs' updates by one program, a `vmap` over their states."""
 
-    def __init__(
-        self,
-        agents: Sequence[Agent],
-        states: Sequence[State],
-        keys: Sequence[Key],
-        data: Batch,
-        batch_size: int,
-    ):
-        self._agents, self._data, self._batch_size = stacked_agents(agents), data, batch_size
-        self._number = len(states)
+    def __post_init__(self):
+        states, self._number = self.states, len(self.states)
         if any(jax.tree.structure(state) != jax.tree.structure(states[0]) for state in states):
             raise ValueError(
                 "These runs differ in what is a part of the program, such as the support of a "
@@ -327,13 +345,11 @@ class Stacked:
             )
         self._size = _size(states[0])
         check_memory(self._number, 2 * self._size)
-        self._states = _stacked(states)
-        self._keys = jax.random.wrap_key_data(_stacked([jax.random.key_data(k) for k in keys]))
+        self._agents, self._states = stacked_agents(self.agents), stacked(states)
+        keys = stacked([jax.random.key_data(key) for key in self.keys])
+        self._keys = jax.random.wrap_key_data(keys)
         self._programs: dict[int, Any] = {}
         self._on_host: State | None = None
-
-    def close(self) -> None:
-        pass
 
     def member(self, index: int) -> State:
         if self._on_host is None:
@@ -356,8 +372,8 @@ class Stacked:
 
     def _inputs(self, active: Sequence[int], count: int) -> tuple[Any, ...]:
         moves = jnp.asarray(np.isin(np.arange(self._number), active))
-        arrays = (self._states, self._data, self._keys, moves)
-        return (*self._agents, *arrays, count, self._batch_size)
+        arrays = (self._states, self.data, self._keys, moves)
+        return (*self._agents, *arrays, count, self.batch_size)
 
 
 def _rows(metrics: dict[str, Array], active: Sequence[int]) -> dict[str, Any]:
@@ -383,11 +399,6 @@ def _advance(
         return jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, state), metrics
 
     return eqx.filter_vmap(one)(varying, states, keys, moves)
-
-
-def _stacked(trees: Sequence[Any]) -> Any:
-    # On the host: JAX compiles this anew for every shape.
-    return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *trees)
 
 
 def _size(state: State) -> int:

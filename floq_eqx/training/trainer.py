@@ -17,6 +17,7 @@ from .beginning import (
     Beginning,
     begin,
     check_networks,
+    facts_of,
     find_data,
     found_run,
     open_watch,
@@ -133,7 +134,7 @@ def _training(
     if config.online is not None:
         world = make_world(config, config.online.num_environments)
         stack.callback(close_or_warn, "an environment", world.close)
-    begun = begin(config, old, data, world, report)
+    begun = begin(config, old, data, facts_of(data, world), report)
     with stop.deferred():
         watch = open_watch(
             begun,

@@ -72,9 +72,7 @@ class Watch:
         that was missed is made up for when the run is resumed. To `leave`, only save.
         """
         self.note(step, state, rates, metrics, replay, leave=leave)
-        if not (leave or self.stop()):
-            assess([(self, step, state, replay)])
-        self.tidy(step, state, replay)
+        settle([(self, step, state, replay)], leave=leave)
 
     def note(
         self,
@@ -98,13 +96,6 @@ class Watch:
             or (self.wants_evaluation(step) and config.keep == "best")
         ):
             self.save(step, state, replay)
-
-    def tidy(self, step: int, state: State, replay: Replay | None = None) -> None:
-        """Removes what is not kept; and saves and raises `Interrupted` if there was a signal."""
-        self.run.prune()
-        if self.stop():  # since it was asked for above
-            self.save(step, state, replay)
-            self.stop.check()
 
     def save(self, step: int, state: State, replay: Replay | None = None) -> None:
         if step not in self.run.steps():
@@ -166,6 +157,30 @@ class Watch:
         return seconds | {"updates": int(state.step), "env_steps": env_steps}
 
 
+def settle(
+    runs: Sequence[tuple[Watch, int, State, Replay | None]], *, leave: bool = False
+) -> dict[Watch, Exception]:
+    """What follows the rows of a chunk: evaluations, unless to `leave`, and fewer checkpoints.
+
+    After a signal it saves and raises `Interrupted`.
+
+    **Arguments:** `runs`: as in `assess`. **Returns:** as there.
+    """
+    failed: dict[Watch, Exception] = {}
+    if not runs:
+        return failed
+    stop = runs[0][0].stop
+    if not (leave or stop()):
+        failed = assess(runs)
+    for watch, *_ in runs:
+        watch.run.prune()
+    if stop():  # since it was asked for above
+        for watch, step, state, replay in runs:
+            watch.save(step, state, replay)
+        stop.check()
+    return failed
+
+
 def assess(
     runs: Sequence[tuple[Watch, int, State, Replay | None]],
 ) -> dict[Watch, Exception]:
@@ -192,6 +207,8 @@ def assess(
         )
         for (watch, step, state, replay), result in zip(due, results, strict=True):
             if isinstance(result, Exception):
+                if len(runs) == 1:
+                    raise result
                 watch.save(step, state, replay)
                 watch.say_failed(result, step)
                 failed[watch] = result
