@@ -188,6 +188,26 @@ def test_between_two_checkpoints_when_all_else_is_done(data, whole, tmp_path, mo
     same_run(train(config, tmp_path / "run", resume=True), whole, checkpoints=[10, 20])
 
 
+def test_after_a_row_that_nothing_was_due_at(data, whole, tmp_path, monkeypatch):
+    """What was trained until then is saved, although no checkpoint was due."""
+    sent, prune = [], Run.prune
+
+    def interrupted(self):
+        if not sent:
+            sent.append(signal.SIGTERM)
+            send(signal.SIGTERM)
+        return prune(self)
+
+    config = small_config(data, checkpoint_every=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "prune", interrupted)
+        with pytest.raises(Interrupted, match="at step 5, which is saved"):
+            train(config, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.steps() == [5]
+    same_run(train(config, run.folder, resume=True), whole, checkpoints=[10, 20])
+
+
 @pytest.mark.parametrize("when", ["in an evaluation", "while it saves"])
 def test_at_a_bad_moment(data, whole, tmp_path, monkeypatch, when):
     """A missed evaluation is made up for, and a second signal does not break a checkpoint."""
