@@ -3,9 +3,11 @@
     python -m benchmarks.gpu --out results
 
 One command, of less than nine minutes and without a network, for the papers' sizes on random
-numbers. What does not fit into `--minutes` is listed as not reached. It writes `gpu.json` and
-`gpu.md` to the folder `--out`. Seeds are one `vmap`, as `floq train --seeds` trains them on a GPU;
-the fraction is of the best rate of large matrix products at the same precision in the same run.
+numbers. Programs are compiled side by side, since that takes most of the time, and then measured
+one after the other. What does not fit into `--minutes` is listed as not reached. It writes
+`gpu.json` and `gpu.md` to the folder `--out`. Seeds are one `vmap`, as `floq train --seeds` trains
+them on a GPU; the fraction is of the best rate of large matrix products at the same precision in
+the same run.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ import jax
 import numpy as np
 
 import floq_eqx
+from floq_eqx._machine import available_cores
 from floq_eqx.training import train_steps
 
 from .speed import PRECISIONS, SIZES, Worker, case_of, fraction, machine, product_rate
@@ -37,20 +41,22 @@ ENVIRONMENTS = {"iql": "humanoidmaze-medium-navigate-singletask-task1-v0"}
 
 FLAGS = (
     "",
+    "--xla_gpu_autotune_level=0",
+    "--xla_gpu_enable_command_buffer=",
     "--xla_gpu_enable_command_buffer=+WHILE",
     "--xla_gpu_command_buffer_unroll_loops=true",
-    "--xla_gpu_enable_command_buffer=",
-    "--xla_gpu_autotune_level=0",
 )
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 TABLES = {
     "rates": (
         *("agent", "precision", "seeds", "updates a second, of all", "hours of 2,000,000 of each"),
-        *("of the products' rate", "to the first update, s", "memory, GiB"),
+        *("of the products' rate", "memory, GiB", "compilation beside others, s"),
     ),
     "flags": ("XLA_FLAGS", "updates a second", "to the first update, s"),
     "resume": ("XLA_FLAGS", "ten updates twice", "five and five against ten"),
 }
+COMPILING = 0.6
+"""The share of the minutes that programs may compile in."""
 
 
 def case(options: argparse.Namespace, agent: str, precision: str, seeds: int) -> Case:
@@ -60,73 +66,85 @@ def case(options: argparse.Namespace, agent: str, precision: str, seeds: int) ->
     return dataclasses.replace(made, seeds=seeds, environment=environment)
 
 
-def rates(options: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[], list[str]]]]:
-    """A row for each agent, precision and number of seeds; those of one seed first."""
-    best: dict[str, dict[str, float]] = {}
+class Clock:
+    """How much of the time is left."""
+
+    def __init__(self, minutes: float):
+        self._start, self._seconds = time.monotonic(), 60 * minutes
+
+    def passed(self) -> float:
+        return time.monotonic() - self._start
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds to the end of this share of it."""
+        return max(0.0, share * self._seconds - self.passed())
+
+
+def compiled(
+    options: argparse.Namespace, clock: Clock, pool: ThreadPoolExecutor
+) -> list[tuple[list[str], "Future[Program] | None"]]:
+    """Every case, those of few seeds first, and its program; `None` where there is no time left."""
+
+    def one(program: Program) -> Program:
+        program.compile()
+        return program
+
+    cases: list[tuple[list[str], Future[Program] | None]] = []
     for seeds in options.seeds:
         for agent in options.agents:
             for precision in options.precisions:
-
-                def row(agent: str = agent, precision: str = precision, seeds: int = seeds) -> Any:
-                    best.setdefault(precision, product_rate(precision))
+                names, future = [agent, precision, str(seeds)], None
+                if clock.left(COMPILING):
                     program = Program(case(options, agent, precision, seeds))
-                    times = [program.run() for _ in range(options.repetitions)]
-                    taken = per_update(times, program.case.updates)
-                    rate = seeds / taken["wall"]["median"]
-                    flops = (
-                        seeds * update_flops(dataclasses.replace(program.case, seeds=1)).products
-                    )
-                    share = fraction(flops, taken, best[precision])["wall"]
-                    first = sum(part["wall"] for part in program.first.values())
-                    hours = 2e6 / (rate / seeds) / 3600
-                    return [
-                        *(f"{rate:.0f}", f"{hours:.2f}", f"{share:.0%}", f"{first:.1f}"),
-                        f"{memory(program) / 2**30:.2f}",
-                    ]
-
-                yield [agent, precision, str(seeds)], row
+                    future = pool.submit(one, program)
+                cases.append((names, future))
+    futures = [future for _, future in cases if future]
+    for future in wait(futures, timeout=clock.left(COMPILING)).not_done:
+        future.cancel()  # which those that have begun do not hear
+    wait(futures)
+    return [(names, None if future and future.cancelled() else future) for names, future in cases]
 
 
-def memory(program: Program) -> int:
-    """The most bytes that the device has held or, where it does not say, what the program needs."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use", program.memory)
+def rate_of(options: argparse.Namespace, program: Program, best: dict[str, float]) -> list[str]:
+    """What the table says of a program."""
+    program.run()
+    times = [program.run() for _ in range(options.repetitions)]
+    taken = per_update(times, program.case.updates)
+    seeds = program.case.seeds
+    rate = seeds / taken["wall"]["median"]
+    flops = seeds * update_flops(dataclasses.replace(program.case, seeds=1)).products
+    return [
+        *(f"{rate:.0f}", f"{2e6 / (rate / seeds) / 3600:.2f}"),
+        *(f"{fraction(flops, taken, best)['wall']:.0%}", f"{program.memory / 2**30:.2f}"),
+        f"{program.first['compilation']['wall']:.1f}",
+    ]
 
 
-def flags(options: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[], list[str]]]]:
-    """A row for each of XLA's flags, in a process of its own, of one seed of the first agent."""
+def with_flag(options: argparse.Namespace, flag: str) -> list[str]:
+    """What the first agent's update takes with this flag of XLA's, in a process of its own."""
     own = Path(floq_eqx.__file__).resolve().parents[1]
-    for flag in options.flags:
-
-        def row(flag: str = flag) -> list[str]:
-            one = case(options, options.agents[0], options.precisions[0], 1)
-            try:
-                with closing(Worker(own, one, XLA_FLAGS=flag)) as worker:
-                    times = [worker.run() for _ in range(options.repetitions + 1)][1:]
-                    first = sum(part["wall"] for part in worker.ready["first"].values())
-            except SystemExit:
-                return ["not known to this version of XLA", ""]
-            rate = 1 / per_update(times, one.updates)["wall"]["median"]
-            return [f"{rate:.1f}", f"{first:.1f}"]
-
-        yield [f"`{flag}`" if flag else "none"], row
+    precision = "tf32" if "tf32" in options.precisions else options.precisions[0]
+    one = case(options, options.agents[0], precision, 1)
+    try:
+        with closing(Worker(own, one, XLA_FLAGS=flag)) as worker:
+            times = [worker.run() for _ in range(options.repetitions + 1)][1:]
+            first = sum(part["wall"] for part in worker.ready["first"].values())
+    except SystemExit:
+        return ["not known to this version of XLA", ""]
+    rate = 1 / per_update(times, one.updates)["wall"]["median"]
+    return [f"{rate:.1f}", f"{first:.1f}"]
 
 
-def resume(options: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[], list[str]]]]:
+def resume(options: argparse.Namespace, flag: str) -> list[str]:
     """Whether ten updates are bitwise the same twice, and as five and five."""
-    for flag in ("", DETERMINISTIC):
-
-        def row(flag: str = flag) -> list[str]:
-            words = ["--resumes", "--agents", options.agents[0], "--size", options.size]
-            words += ["--precisions", options.precisions[0]]
-            command = [sys.executable, "-m", "benchmarks.gpu", *words]
-            variables = os.environ | {"XLA_FLAGS": flag}
-            done = subprocess.run(command, env=variables, capture_output=True, text=True)
-            if done.returncode:
-                return [f"failed: {done.stderr.strip().splitlines()[-1][:100]}", ""]
-            return ["the same" if same else "not the same" for same in json.loads(done.stdout)]
-
-        yield [f"`{flag}`" if flag else "none"], row
+    words = ["--resumes", "--agents", options.agents[0], "--size", options.size]
+    words += ["--precisions", options.precisions[0]]
+    command = [sys.executable, "-m", "benchmarks.gpu", *words]
+    variables = os.environ | {"XLA_FLAGS": flag}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        return [f"failed: {done.stderr.strip().splitlines()[-1][:100]}", ""]
+    return ["the same" if same else "not the same" for same in json.loads(done.stdout)]
 
 
 def resumes(one: Case) -> list[bool]:
@@ -143,6 +161,10 @@ def resumes(one: Case) -> list[bool]:
     whole, again, parts = updates(start, 10), updates(start, 10), updates(updates(start, 5), 5)
     arrays = [jax.tree.map(np.asarray, state) for state in (whole, again, parts)]
     return [bool(eqx.tree_equal(arrays[0], other)) for other in arrays[1:]]
+
+
+def shown(flag: str) -> str:
+    return f"`{flag}`" if flag else "none"
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -174,7 +196,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--flag", dest="flags", action="append", help="one of XLA's to try, as --flag=--xla_gpu_..."
     )
-    parser.add_argument("--updates", type=int, help="in a call, instead of the size's own number")
+    parser.add_argument("--updates", type=int, default=50, help="in a call")
     parser.add_argument("--repetitions", type=int, default=3, help="calls that are timed")
     parser.add_argument("--minutes", type=float, default=8.0, help="no case begins after these")
     parser.add_argument("--out", type=Path, default=Path("results"))
@@ -189,35 +211,62 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse(arguments)
     # With processes beside this one, none may take all of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    options = parse(arguments)
     if options.resumes:
         print(json.dumps(resumes(case(options, options.agents[0], options.precisions[0], 1))))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
+    clock = Clock(options.minutes)
     results: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "size": options.size,
+        **{name: [] for name in TABLES},
         "not_reached": [],
     }
-    # The short ones first: they are of a few processes.
-    for name, rows in {"resume": resume, "flags": flags, "rates": rates}.items():
-        results[name] = []
-        for names, row in rows(options):
-            label = f"{name}, {', '.join(names)}"
-            if time.monotonic() - start > 60 * options.minutes:
-                results["not_reached"].append(label)
-                continue
-            print(label, file=sys.stderr, flush=True)
-            results[name].append([*names, *row()])
-            # What is measured is not lost with what comes after it.
-            results["seconds"] = time.monotonic() - start
-            (options.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
-    results["seconds"] = time.monotonic() - start
-    (options.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+
+    def save() -> None:
+        results["seconds"] = clock.passed()
+        (options.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+
+    def keep(table: str, names: list[str], row: Callable[[], list[str]] | None) -> None:
+        """What is measured is not lost with what comes after it."""
+        label = f"{table}, {', '.join(names)}"
+        print(label, file=sys.stderr, flush=True)
+        if row is None or not clock.left():
+            results["not_reached"].append(label)
+        else:
+            results[table].append([*names, *row()])
+        save()
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        resumed = {}
+        if clock.left():
+            resumed = {flag: pool.submit(resume, options, flag) for flag in ("", DETERMINISTIC)}
+        cases = compiled(options, clock, pool)
+        for flag in ("", DETERMINISTIC):
+            keep("resume", [shown(flag)], resumed[flag].result if resumed else None)
+    best: dict[str, dict[str, float]] = {}
+    for names, future in cases:
+        if future is None:
+            keep("rates", names, None)
+            continue
+
+        def row(future: "Future[Program]" = future, precision: str = names[1]) -> list[str]:
+            try:
+                best.setdefault(precision, product_rate(precision))
+                return rate_of(options, future.result(), best[precision])
+            except jax.errors.JaxRuntimeError as error:  # as one that does not fit into memory
+                failed = f"failed: {str(error).splitlines()[0][:100]}"
+                return [failed, *[""] * (len(TABLES["rates"]) - 4)]
+
+        keep("rates", names, row)
+    del cases  # and the memory that they hold
+    for flag in options.flags:
+        keep("flags", [shown(flag)], lambda flag=flag: with_flag(options, flag))
+    save()
     tables = markdown(results)
     (options.out / "gpu.md").write_text(tables)
     print(tables)

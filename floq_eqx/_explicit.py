@@ -14,6 +14,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 
+def unrolled(length: int) -> bool:
+    """Whether a loop of so many steps is written out: on a GPU, whose kernels start one by one in a
+    loop and together without it. It compiles for longer, so that a long one stays a loop.
+    """
+    return jax.default_backend() == "gpu" and length <= 16
+
+
 def is_explicit(solver: Any) -> bool:
     """Whether a solver's step is what its explicit Butcher tableau says."""
     # A subclass that brings its own `step` may do anything in it.
@@ -96,7 +103,8 @@ class ScannedStages(eqx.Module):
             jnp.asarray(weights[first:], y0.dtype),
             jnp.asarray(fraction[first:], t0.dtype),
         )
-        (stages, y), _ = jax.lax.scan(stage, (stages, y0), inputs)
+        count = tableau.num_stages
+        (stages, y), _ = jax.lax.scan(stage, (stages, y0), inputs, unroll=unrolled(count))
         if not tableau.ssal:
             y = combined(jnp.asarray(tableau.b_sol, y0.dtype), stages)
         state = stages[-1] if tableau.fsal else None

@@ -22,7 +22,7 @@ from ._arguments import (
     check_velocity,
     checked_int,
 )
-from ._explicit import with_scanned_stages
+from ._explicit import unrolled, with_scanned_stages
 from ._stepping import CountingController, EqualSteps, cost_of, fractions
 from ._types import FloatLike
 
@@ -115,8 +115,9 @@ def _scan(terms, solver, cost, x0, args, num_steps, save_path):
         kept: Any = x if save_path else None
         return (x, state, result), kept
 
+    start = (x0, state, RESULTS.successful)
     (value, _, result), values = jax.lax.scan(
-        step, (x0, state, RESULTS.successful), (times[:-1], times[1:])
+        step, start, (times[:-1], times[1:]), unroll=unrolled(num_steps)
     )
     path = FlowPath(times, jnp.concatenate([x0[None], values])) if save_path else None
     num_evaluations = -1 if cost is None else cost.of_equal_steps(num_steps)

@@ -1130,3 +1130,18 @@ def test_fql_with_a_residual_critic():
     assert agent.recipe == "fql"
     assert isinstance(agent.critic, TD)
     assert not isinstance(agent.critic, Flow)
+
+
+def test_on_a_gpu_no_update_has_a_loop_in_it(name, monkeypatch):
+    agent = small(name)
+    state, noise = start(agent)
+
+    def loops():
+        jax.clear_caches()  # A solve's trace is kept, and with it how its loop was written.
+        return update.lower(agent, state, noise).as_text().count("stablehlo.while")
+
+    on_a_cpu = loops()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert loops() == 0
+    assert on_a_cpu > 0 or name != "floq"
+    jax.clear_caches()

@@ -221,8 +221,20 @@ def test_the_gpu_command_runs_small_on_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setitem(speed.SIZES, "tiny", tiny)
     monkeypatch.setattr(speed, "PRODUCTS", ((2, 8, 8, 8),))
     # Its processes know no size that is made here.
-    monkeypatch.setattr(gpu, "resume", lambda options: iter([(["none"], lambda: ["a", "b"])]))
-    words = ["--size", "tiny", "--agents", "floq", "--precisions", "float32", "--seeds", "1", "2"]
+    monkeypatch.setattr(gpu, "resume", lambda options, flag: ["a", "b"])
+    words = [
+        "--updates",
+        "2",
+        "--size",
+        "tiny",
+        "--agents",
+        "floq",
+        "--precisions",
+        "float32",
+        "--seeds",
+        "1",
+        "2",
+    ]
     words += ["--repetitions", "1", "--flag=--xla_no_such_flag=1", "--out", str(tmp_path)]
     gpu.main(words)
     results = json.loads((tmp_path / "gpu.json").read_text())
@@ -234,7 +246,7 @@ def test_the_gpu_command_runs_small_on_a_cpu(monkeypatch, tmp_path):
     assert (tmp_path / "gpu.md").read_text() == gpu.markdown(results)
     gpu.main([*words, "--minutes", "0"])
     results = json.loads((tmp_path / "gpu.json").read_text())
-    assert (results["rates"], len(results["not_reached"])) == ([], 5)
+    assert (results["rates"], len(results["not_reached"])) == ([], 6)
 
 
 def test_resumed_updates_are_bitwise_the_same():
