@@ -3,23 +3,23 @@
     python -m benchmarks.gpu --out results
 
 One command, of less than nine minutes and without a network, for the papers' sizes on random
-numbers. Programs are compiled side by side, since that takes most of the time, and then measured
-one after the other. What does not fit into `--minutes` is listed as not reached. It writes
-`gpu.json` and `gpu.md` to the folder `--out`. Seeds are one `vmap`, as `floq train --seeds` trains
-them on a GPU; the fraction is of the best rate of large matrix products at the same precision in
-the same run.
+numbers. A program compiles for half a minute to a minute on an H100, so that in this time the most
+telling cases come first, and what does not fit into `--minutes` is listed as not reached: an hour
+holds all of them. It writes `gpu.json` and `gpu.md` to the folder `--out`, after every case. Seeds
+are one `vmap`, as `floq train --seeds` trains them on a GPU; the fraction is of the best rate of
+large matrix products at the same precision in the same run.
 """
 
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ import jax
 import numpy as np
 
 import floq_eqx
-from floq_eqx._machine import available_cores
 from floq_eqx.training import train_steps
 
 from .speed import PRECISIONS, SIZES, Worker, case_of, fraction, machine, product_rate
@@ -50,13 +49,13 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 TABLES = {
     "rates": (
         *("agent", "precision", "seeds", "updates a second, of all", "hours of 2,000,000 of each"),
-        *("of the products' rate", "memory, GiB", "compilation beside others, s"),
+        *("of the products' rate", "memory, GiB", "to the first update, s"),
     ),
     "flags": ("XLA_FLAGS", "updates a second", "to the first update, s"),
     "resume": ("XLA_FLAGS", "ten updates twice", "five and five against ten"),
 }
-COMPILING = 0.6
-"""The share of the minutes that programs may compile in."""
+RATES = 0.6
+"""The share of the minutes after which no rate is measured, but what there are few rows of."""
 
 
 def case(options: argparse.Namespace, agent: str, precision: str, seeds: int) -> Case:
@@ -80,51 +79,26 @@ class Clock:
         return max(0.0, share * self._seconds - self.passed())
 
 
-def compiled(
-    options: argparse.Namespace, clock: Clock, pool: ThreadPoolExecutor
-) -> list[tuple[list[str], "Future[Program] | None"]]:
-    """Every case, those of few seeds first, and its program; `None` where there is no time left."""
-
-    def one(program: Program) -> Program:
-        program.compile()
-        return program
-
-    cases: list[tuple[list[str], Future[Program] | None]] = []
-    for seeds in options.seeds:
-        for agent in options.agents:
-            for precision in options.precisions:
-                names, future = [agent, precision, str(seeds)], None
-                if clock.left(COMPILING):
-                    program = Program(case(options, agent, precision, seeds))
-                    future = pool.submit(one, program)
-                cases.append((names, future))
-    futures = [future for _, future in cases if future]
-    for future in wait(futures, timeout=clock.left(COMPILING)).not_done:
-        future.cancel()  # which those that have begun do not hear
-    wait(futures)
-    return [(names, None if future and future.cancelled() else future) for names, future in cases]
-
-
-def rate_of(options: argparse.Namespace, program: Program, best: dict[str, float]) -> list[str]:
-    """What the table says of a program."""
-    program.run()
+def rate(
+    options: argparse.Namespace, agent: str, precision: str, seeds: int, best: dict[str, float]
+) -> list[str]:
+    """What the table of rates says of a case, whose products' rate is `best`."""
+    program = Program(case(options, agent, precision, seeds))
     times = [program.run() for _ in range(options.repetitions)]
     taken = per_update(times, program.case.updates)
-    seeds = program.case.seeds
-    rate = seeds / taken["wall"]["median"]
+    total = seeds / taken["wall"]["median"]
     flops = seeds * update_flops(dataclasses.replace(program.case, seeds=1)).products
     return [
-        *(f"{rate:.0f}", f"{2e6 / (rate / seeds) / 3600:.2f}"),
+        *(f"{total:.0f}", f"{2e6 / (total / seeds) / 3600:.2f}"),
         *(f"{fraction(flops, taken, best)['wall']:.0%}", f"{program.memory / 2**30:.2f}"),
-        f"{program.first['compilation']['wall']:.1f}",
+        f"{sum(part['wall'] for part in program.first.values()):.1f}",
     ]
 
 
 def with_flag(options: argparse.Namespace, flag: str) -> list[str]:
     """What the first agent's update takes with this flag of XLA's, in a process of its own."""
     own = Path(floq_eqx.__file__).resolve().parents[1]
-    precision = "tf32" if "tf32" in options.precisions else options.precisions[0]
-    one = case(options, options.agents[0], precision, 1)
+    one = case(options, options.agents[0], options.precisions[0], 1)
     try:
         with closing(Worker(own, one, XLA_FLAGS=flag)) as worker:
             times = [worker.run() for _ in range(options.repetitions + 1)][1:]
@@ -187,7 +161,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [p for p in PRECISIONS if p != "tf32" or jax.default_backend() == "gpu"]
+    known = (
+        ["tf32", "bfloat16", "float32"]
+        if jax.default_backend() == "gpu"
+        else ["float32", "bfloat16"]
+    )
     agents = ["floq", "fql", "iql", "value_flows"]
     parser.add_argument("--agents", nargs="+", default=agents)
     parser.add_argument("--size", choices=SIZES, default="paper")
@@ -231,39 +209,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results["seconds"] = clock.passed()
         (options.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
 
-    def keep(table: str, names: list[str], row: Callable[[], list[str]] | None) -> None:
+    def keep(table: str, names: list[str], row: Callable[[], list[str]], share: float = 1) -> None:
         """What is measured is not lost with what comes after it."""
         label = f"{table}, {', '.join(names)}"
-        print(label, file=sys.stderr, flush=True)
-        if row is None or not clock.left():
+        if not clock.left(share):
             results["not_reached"].append(label)
         else:
-            results[table].append([*names, *row()])
+            print(label, file=sys.stderr, flush=True)
+            try:
+                columns = row()
+            except jax.errors.JaxRuntimeError as error:  # as of one that does not fit into memory
+                columns = [f"failed: {str(error).splitlines()[0][:100]}"]
+            empty = [""] * (len(TABLES[table]) - len(names) - len(columns))
+            results[table].append([*names, *columns, *empty])
         save()
 
-    with ThreadPoolExecutor(available_cores()) as pool:
-        resumed = {}
-        if clock.left():
-            resumed = {flag: pool.submit(resume, options, flag) for flag in ("", DETERMINISTIC)}
-        cases = compiled(options, clock, pool)
-        for flag in ("", DETERMINISTIC):
-            keep("resume", [shown(flag)], resumed[flag].result if resumed else None)
-    best: dict[str, dict[str, float]] = {}
-    for names, future in cases:
-        if future is None:
-            keep("rates", names, None)
-            continue
-
-        def row(future: "Future[Program]" = future, precision: str = names[1]) -> list[str]:
-            try:
-                best.setdefault(precision, product_rate(precision))
-                return rate_of(options, future.result(), best[precision])
-            except jax.errors.JaxRuntimeError as error:  # as one that does not fit into memory
-                failed = f"failed: {str(error).splitlines()[0][:100]}"
-                return [failed, *[""] * (len(TABLES["rates"]) - 4)]
-
-        keep("rates", names, row)
-    del cases  # and the memory that they hold
+    best = functools.cache(product_rate)
+    for seeds in options.seeds:
+        for agent in options.agents:
+            for precision in options.precisions:
+                asked = (options, agent, precision, seeds)
+                row = lambda asked=asked: rate(*asked, best(asked[2]))  # noqa: E731
+                keep("rates", [agent, precision, str(seeds)], row, RATES)
+    for flag in ("", DETERMINISTIC):
+        keep("resume", [shown(flag)], lambda flag=flag: resume(options, flag))
     for flag in options.flags:
         keep("flags", [shown(flag)], lambda flag=flag: with_flag(options, flag))
     save()

@@ -187,7 +187,7 @@ def repeated(
 
 def breakdown(case: Case, repetitions: int) -> list[dict[str, Any]]:
     """What each part of an update takes by itself, their sum, and the whole, by turns."""
-    program = Program(case).start()
+    program = Program(case)
     agent, state, size = program.agent, program.state, program.batch_size
     keys = jax.random.split(jax.random.key(0), case.updates)
 
@@ -254,7 +254,7 @@ def growth(case: Case, repetitions: int, tell: Callable[[str], None]) -> list[di
     for name, cases in growing(case).items():
         for value, each in cases.items():
             tell(f"{name} = {value}")
-            program = Program(each).start()
+            program = Program(each)
             program.run()
             times = [program.run() for _ in range(repetitions)]
             flops = update_flops(each).products * each.seeds

@@ -107,13 +107,11 @@ def random_data() -> Any:
 
 
 class Program:
-    """The traced loop of a case, which `start` compiles.
+    """The compiled loop of a case.
 
     **Attributes:** `agent`, `state`, `data`, `batch_size`; `first`: what the first update took, by
     part; `memory`: bytes that the compiled loop needs: arguments, results and what is in between.
     """
-
-    memory: int
 
     def __init__(self, case: Case):
         import equinox as eqx
@@ -147,24 +145,16 @@ class Program:
         self._inputs = self.agent, states, self.data, keys
         jitted: Any = loop
         watch = Stopwatch()
-        self._lowered = jitted.lower(*self._inputs)
+        lowered = jitted.lower(*self._inputs)
         self.first["tracing"] = watch.read()
-
-    def start(self) -> "Program":
-        """Compiles the loop, and calls it once."""
-        self.compile()
-        self.first["first call"] = self.run()
-        return self
-
-    def compile(self) -> None:
-        """Compiles the loop; several can do so at a time, from threads."""
         watch = Stopwatch()
-        self._compiled = self._lowered.compile()
+        self._compiled = lowered.compile()
         self.first["compilation"] = watch.read()
         used: Any = self._compiled.compiled.memory_analysis()
         parts = ("temp", "argument", "output")
         size = sum(getattr(used, f"{part}_size_in_bytes") for part in parts)
         self.memory = size - used.alias_size_in_bytes
+        self.first["first call"] = self.run()
 
     def run(self, calls: int = 1) -> dict[str, float]:
         """The seconds that so many calls take, always from the same state."""
@@ -190,7 +180,7 @@ def serve(case: Case) -> None:
     imported = watch.read()
     import jax
 
-    program = Program(case).start()
+    program = Program(case)
     ready = {
         "checkout": str(Path(floq_eqx.__file__).resolve().parents[1]),
         "precision": case.precision if has_precision(program.agent) else "float32",
