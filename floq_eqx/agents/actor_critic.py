@@ -30,6 +30,7 @@ from .._types import (
     Share,
 )
 from ..data.transitions import Batch
+from ..data.windows import Data
 from ..networks import with_precision
 from .agent import Agent, State, average, frozen
 from .critics.critic import AbstractCritic, BoundedCritic
@@ -168,7 +169,7 @@ class ActorCritic(Agent):
         critic = self.critic
         return (critic.reward_min, critic.reward_max) if isinstance(critic, BoundedCritic) else None
 
-    def for_data(self, data: Batch) -> "ActorCritic":
+    def for_data(self, data: Data) -> "ActorCritic":
         critic = None if self.critic is None else self.critic.for_data(data)
         return dataclasses.replace(super().for_data(data), critic=critic)
 

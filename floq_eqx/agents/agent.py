@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from .._checks import check_fields, check_sizes
 from .._types import Action, AtLeastZero, FloatLike, Key, Loss, Metrics, Observation
 from ..data.transitions import Batch
+from ..data.windows import Data, sample
 
 T = TypeVar("T")
 AgentT = TypeVar("AgentT", bound="Agent")
@@ -104,15 +105,19 @@ class Agent(eqx.Module):
     def act(self, state: State, observation: Observation, *, key: Key) -> Action:
         """The action for one observation, each component in [-1, 1], as it is evaluated."""
 
+    def sample(self, data: Data, batch_size: int, *, key: Key) -> Batch:
+        """A batch of `data` for one update, drawn uniformly, with replacement."""
+        return sample(data, batch_size, key=key)
+
     def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
         """The action by which data is collected: `act`'s, unless that draws none."""
         return self.act(state, observation, key=key)
 
-    def for_data(self: AgentT, data: Batch) -> AgentT:
+    def for_data(self: AgentT, data: Data) -> AgentT:
         """The agent with what it must know of the data: the size of an action and, where the agent
         has them, the smallest and largest reward.
         """
-        return dataclasses.replace(self, action_size=data.action.shape[1])
+        return dataclasses.replace(self, action_size=data.action_size)
 
     def action_shape(self, *batch: int) -> tuple[int, ...]:
         """`(*batch, action_size)`, for drawing noise.

@@ -23,7 +23,8 @@ from ..agents import (
     State,
     frozen,
 )
-from ..data.transitions import Batch, take
+from ..data.transitions import Batch
+from ..data.windows import take
 from ..networks import AbstractNetwork
 from ..training.loop import train_seeds
 from .problems import Problem

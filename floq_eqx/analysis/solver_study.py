@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from .._checks import check_choice, check_sizes
 from .._types import Key, Number
 from ..agents import ActorCritic, Flow
-from ..data.transitions import Batch, sample
+from ..data.transitions import Batch
+from ..data.windows import sample
 from ..modules.velocity import AbstractValueVelocity
 from ..networks import MLPConfig
 from ..training.beginning import find_data
@@ -99,13 +100,13 @@ def study_run(
     batch_key, noise_key, z_key = jax.random.split(key, 3)
     data = find_data(run.config, progress=progress)
     batch = sample(data, num_observations, key=batch_key)
-    size = data.action.shape[1]
+    size = data.action_size
     noise = jax.random.normal(noise_key, (num_observations, num_candidates - 1, size))
     others = jax.vmap(agent.policy.sample, in_axes=(None, None, 1), out_axes=1)(
         state.params.policy, batch.observation, noise
     )
     candidates = jnp.concatenate([batch.action[:, None], others], axis=1)
-    critic = agent.for_data(data).bounded_critic(data.action.shape[1])
+    critic = agent.for_data(data).bounded_critic(data.action_size)
     field = state.params.critic.field
     z0 = critic.initial_value(jax.random.uniform(z_key, (num_observations,)))
     comparison = compare_solvers(

@@ -1,5 +1,11 @@
 """Transitions, OGBench datasets and their collection."""
 
+from .checks import (
+    check_batch as check_batch,
+    check_data as check_data,
+    fingerprint as fingerprint,
+    reward_range as reward_range,
+)
 from .collect import collect_dataset as collect_dataset
 from .fetching import fetch_dataset as fetch_dataset
 from .loading import load_dataset as load_dataset
@@ -14,21 +20,22 @@ from .replay import (
     Replay as Replay,
     sample_mixture as sample_mixture,
 )
-from .transitions import (
-    Batch as Batch,
-    check_batch as check_batch,
-    check_data as check_data,
-    fingerprint as fingerprint,
-    reward_range as reward_range,
+from .transitions import Batch as Batch
+from .windows import (
+    Data as Data,
+    Trajectories as Trajectories,
     sample as sample,
     take as take,
+    window as window,
 )
 
 __all__ = [
     "Batch",
     "Collected",
+    "Data",
     "DatasetName",
     "Replay",
+    "Trajectories",
     "check_batch",
     "check_data",
     "collect_dataset",
@@ -42,4 +49,5 @@ __all__ = [
     "sample",
     "sample_mixture",
     "take",
+    "window",
 ]

@@ -13,14 +13,14 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
+from .checks import check_data
 from .fetching import DEFAULT_DIRECTORY, dataset_paths, fetch_dataset, how_to_get
 from .files import check_file, short, validation_path
 from .names import DatasetName, parse_name
 from .ogbench import make_environment, ogbench_module
-from .transitions import Batch, check_data
+from .windows import Trajectories
 
 # Actions at the very edge have infinite log-density under a squashed policy; FQL's data loading
 # keeps this distance, and floq's with it.
@@ -36,7 +36,7 @@ def load_dataset(
     validation: bool = False,
     with_next_action: bool = False,
     rewards: Literal["task", "file"] = "task",
-) -> Batch:
+) -> Trajectories:
     """Loads the transitions of an OGBench dataset, with the rewards of a single task.
 
     Rewards and masks are OGBench's own (`ogbench.relabel_utils`), of the state before the action,
@@ -59,8 +59,8 @@ def load_dataset(
         the last state of a trajectory are not used. Without `masks` no state is terminal, as
         `terminals` only end trajectories. `qpos` is not needed then.
 
-    **Returns:** a `Batch` of all transitions, in float32. The last state of a trajectory is only
-    a `next_observation`.
+    **Returns:** all transitions, in float32 and in the order of time. The last state of a
+    trajectory is only a `next_observation`.
 
     **Raises:** `ValueError` for a name or a file without the rewards that are asked for, and for
     whatever is wrong with the file:
@@ -107,7 +107,6 @@ def load_dataset(
         # The compact form keeps every row; a row that is valid is a transition to the next one.
         valid = raw["valids"].astype(bool)
         _check_values(raw, valid, file)
-        following = np.concatenate([[False], valid[:-1]])
         if rewards == "file":
             rows = _own_rewards(own, valid, file)
         else:
@@ -119,13 +118,13 @@ def load_dataset(
             _say_unused(own, valid, rows, name, file)
 
     action = np.clip(raw["actions"], -1.0 + _ACTION_MARGIN, 1.0 - _ACTION_MARGIN)
-    data = Batch(
-        observation=jnp.asarray(raw["observations"][valid]),
-        action=jnp.asarray(action[valid]),
-        reward=jnp.asarray(rows["rewards"]),
-        mask=jnp.asarray(rows["masks"]),
-        next_observation=jnp.asarray(raw["observations"][following]),
-        next_action=jnp.asarray(action[following]) if with_next_action else None,
+    data = Trajectories.of_rows(
+        raw["observations"],
+        action,
+        valid,
+        np.asarray(rows["rewards"]),
+        np.asarray(rows["masks"]),
+        with_next_action=with_next_action,
     )
     check_data(data)
     return data

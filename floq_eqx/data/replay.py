@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._types import Key, Number
-from .transitions import Batch, check_batch, sample, take
+from .checks import check_batch
+from .transitions import Batch
+from .windows import Data, Trajectories, sample, take
 
 
 class Replay(eqx.Module):
@@ -61,7 +63,7 @@ class Replay(eqx.Module):
         return Replay.from_data(none, capacity)
 
     @staticmethod
-    def from_data(data: Batch, capacity: int, *, protect: bool = True) -> "Replay":
+    def from_data(data: Data, capacity: int, *, protect: bool = True) -> "Replay":
         """A buffer that begins with a dataset.
 
         **Arguments:**
@@ -76,6 +78,8 @@ class Replay(eqx.Module):
         """
         _check_counts(capacity=capacity)
         check_batch(data)
+        if isinstance(data, Trajectories):
+            data = data.transitions()
         size = len(data)
         if size > capacity - (1 if protect else 0):
             room = " and, with protect=True, one to add" if protect else ""
@@ -185,7 +189,7 @@ class Collected(eqx.Module):
 
 
 def sample_mixture(
-    offline: Batch, replay: Replay, batch_size: int, fraction: Number, *, key: Key
+    offline: Data, replay: Replay, batch_size: int, fraction: Number, *, key: Key
 ) -> Batch:
     """Draws a batch of which exactly `round(fraction * batch_size)` transitions are offline data.
 
@@ -226,11 +230,12 @@ def _check_counts(**counts: object) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}.")
 
 
-def _check_alike(first: Batch, second: Batch, first_name: str, second_name: str) -> None:
+def _check_alike(first: Data, second: Data, first_name: str, second_name: str) -> None:
     """Raises a `ValueError` unless the transitions of two batches have the same sizes."""
+    # Of one transition each, as those of trajectories are not gathered for their shapes.
+    one = [eqx.filter_eval_shape(take, data, jnp.zeros(1, jnp.int32)) for data in (first, second)]
     for field in dataclasses.fields(Batch):
-        a, b = (getattr(batch, field.name) for batch in (first, second))
-        sizes = [None if x is None else x.shape[1:] for x in (a, b)]
+        sizes = [None if x is None else x.shape[1:] for x in (getattr(b, field.name) for b in one)]
         if sizes[0] != sizes[1]:
             raise ValueError(
                 f"`{field.name}` has the shape {sizes[0]} in each transition of {first_name}, but "

@@ -14,7 +14,7 @@ import jax
 from .._types import Key
 from ..agents.actor_critic import ActorCritic
 from ..agents.agent import Agent, State
-from ..data import Batch, collect_dataset, fingerprint, load_dataset, parse_name
+from ..data import Data, collect_dataset, fingerprint, load_dataset, parse_name
 from ..data.episodes import close_or_warn
 from ..networks import with_precision
 from .config import CHANGEABLE, TrainConfig
@@ -31,7 +31,7 @@ from .run import Facts, Run, claim, write_config
 from .watch import Watch
 
 
-def find_data(config: TrainConfig, *, progress: bool = True) -> Batch:
+def find_data(config: TrainConfig, *, progress: bool = True) -> Data:
     """The transitions that a run trains on, collected first if that is what it asks for."""
     load = functools.partial(
         load_dataset,
@@ -103,7 +103,7 @@ class Beginning:
 def begin(
     config: TrainConfig,
     old: Run | None,
-    data: Batch | None,
+    data: Data | None,
     facts: Facts,
     report: Callable[[str], None],
 ) -> Beginning:
@@ -188,10 +188,10 @@ def saying_what_is_saved(runs: Sequence[Run]) -> Iterator[None]:
         raise Interrupted(interrupted.signum, saved) from None
 
 
-def facts_of(data: Batch | None, world: Any) -> Facts:
+def facts_of(data: Data | None, world: Any) -> Facts:
     """What a run finds in its data or, without any, in its environment."""
     if data is not None:
-        return Facts(data.observation.shape[1], data.action.shape[1], fingerprint(data))
+        return Facts(data.observation_size, data.action_size, fingerprint(data))
     (observation_size,) = world.single_observation_space.shape
     (action_size,) = world.single_action_space.shape
     return Facts(observation_size, action_size)

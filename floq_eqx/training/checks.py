@@ -11,19 +11,21 @@ import jax.core
 import numpy as np
 
 from ..agents.agent import Agent, State
-from ..data.transitions import Batch, check_batch
+from ..data.checks import check_batch
+from ..data.windows import Data, Trajectories
 
 
-def check_fits(agent: Agent, data: Batch) -> None:
+def check_fits(agent: Agent, data: Data) -> None:
     """Raises a `ValueError` unless the data are whole, and what the agent learns from."""
     check_batch(data)
-    size = data.action.shape[1]
+    size = data.action_size
     if agent.action_size not in (None, size):
         raise ValueError(
             f"This {agent.name} is made for actions of {agent.action_size} components, "
             f"and those of the data have {size}: use agent.for_data(data), and init a new state."
         )
-    if agent.uses_next_action and data.next_action is None:
+    has = data.with_next_action if isinstance(data, Trajectories) else data.next_action is not None
+    if agent.uses_next_action and not has:
         raise ValueError(
             f"{agent.name} needs the data's `next_action`, which they lack: load them "
             "with with_next_action=True."

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Shaped
 from .._checks import check_sizes
 from .._types import Key, Metrics
 from ..agents.agent import Agent, State
-from ..data.transitions import Batch, sample
+from ..data.windows import Data
 from .checks import RewardWatch, check_fits, explained
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ _PIECE = 10
 
 
 def train_steps(
-    agent: Agent, state: State, data: Batch, *, num_updates: int, batch_size: int, key: Key
+    agent: Agent, state: State, data: Data, *, num_updates: int, batch_size: int, key: Key
 ) -> tuple[State, dict[str, Float[Array, "steps"]]]:
     """`num_updates` updates on batches drawn from `data`, as one `lax.scan`.
 
@@ -54,7 +54,7 @@ def train_steps(
     check_fits(agent, data)
     if not isinstance(state.step, jax.core.Tracer):
         agent.check_decay(state, num_updates)
-    with explained(agent, state, data.observation.shape[1]):
+    with explained(agent, state, data.observation_size):
         return _train_steps(with_arrays(agent), state, data, num_updates, batch_size, key)
 
 
@@ -71,7 +71,7 @@ def with_arrays(agent: Agent) -> Agent:
 
 @eqx.filter_jit
 def _train_steps(
-    agent: Agent, state: State, data: Batch, num_updates: int, batch_size: int, key: Key
+    agent: Agent, state: State, data: Data, num_updates: int, batch_size: int, key: Key
 ) -> tuple[State, dict[str, Float[Array, "steps"]]]:
     update = update_on_sample(agent, data, batch_size, key)
     return jax.lax.scan(update, state, None, length=num_updates)
@@ -84,7 +84,7 @@ def compile_steps(*inputs: Any) -> Any:
 
 
 def update_on_sample(
-    agent: Agent, data: Batch, batch_size: int, key: Key
+    agent: Agent, data: Data, batch_size: int, key: Key
 ) -> Callable[[State, None], tuple[State, Metrics]]:
     """One update on a batch of `data`, for `lax.scan`; its random numbers come from `key` and the
     number of the update.
@@ -92,7 +92,7 @@ def update_on_sample(
 
     def one(state: State, _: None) -> tuple[State, Metrics]:
         batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = sample(data, batch_size, key=batch_key)
+        batch = agent.sample(data, batch_size, key=batch_key)
         return agent.update(state, batch, agent.noise(batch_size, key=noise_key))
 
     return one
@@ -101,7 +101,7 @@ def update_on_sample(
 def train_seeds(
     agent: Agent,
     states: State,
-    data: Batch,
+    data: Data,
     *,
     num_updates: int,
     batch_size: int,
@@ -160,7 +160,7 @@ class Progress:
 def fit(
     agent: Agent,
     state: State,
-    data: Batch,
+    data: Data,
     *,
     num_updates: int,
     batch_size: int,
@@ -195,7 +195,7 @@ def fit(
     arrays = with_arrays(agent)
 
     def some(state: State, count: int) -> tuple[State, dict[str, Array]]:
-        with explained(agent, state, data.observation.shape[1]):
+        with explained(agent, state, data.observation_size):
             return _train_steps(arrays, state, data, count, batch_size, key)
 
     while step < num_updates and not stopped:

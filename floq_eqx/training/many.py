@@ -24,7 +24,7 @@ from .._machine import available_cores
 from .._types import Key
 from ..agents.agent import Agent, State, stacked, stacked_agents
 from ..agents.plain import to_plain
-from ..data import Batch
+from ..data import Data
 from .beginning import (
     Beginning,
     begin,
@@ -191,7 +191,7 @@ class _Group:
     **Raises:** `MemoryError` if they do not fit.
     """
 
-    def __init__(self, begun: Sequence[Beginning], data: Batch):
+    def __init__(self, begun: Sequence[Beginning], data: Data):
         self._config = begun[0].config
         agents = [one.config.agent for one in begun]
         check_fits(agents[0], data)
@@ -252,7 +252,7 @@ class Together(abc.ABC):
     agents: Sequence[Agent]
     states: Sequence[State]
     keys: Sequence[Key]
-    data: Batch
+    data: Data
     batch_size: int
 
     @abc.abstractmethod
@@ -384,7 +384,7 @@ def _advance(
     varying: Agent,
     shared: Agent,
     states: State,
-    data: Batch,
+    data: Data,
     keys: Shaped[Array, "runs"],
     moves: Bool[Array, "runs"],
     num_updates: int,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from .._checks import check_choice, check_sizes
 from .._types import Key, Number, Scalar
 from ..agents.agent import Agent, State
-from ..data import Batch, Replay, sample_mixture
+from ..data import Batch, Data, Replay, sample_mixture
 from ..data.episodes import EnvironmentFaultError, Successes, observation_fault, one_line
 from ..evaluation import check_resets
 from .checks import RewardWatch, check_fits, explained
@@ -56,7 +56,7 @@ def fit_online(
     key: Key,
     utd: int = 1,
     warmup: int = 0,
-    offline: Batch | None = None,
+    offline: Data | None = None,
     offline_fraction: Number = 0.5,
     start: int = 0,
     chunk: int = 1000,
@@ -153,7 +153,7 @@ class _Inputs(eqx.Module):
     """What stays the same throughout."""
 
     agent: Agent
-    offline: Batch | None
+    offline: Data | None
     offline_fraction: Number = eqx.field(static=True)
     batch_size: int = eqx.field(static=True)
     num_updates: int = eqx.field(static=True)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ..agents.agent import State
-from ..data import Batch, Replay
+from ..data import Data, Replay
 from ..data.episodes import EnvironmentFaultError, close_or_warn
 from .beginning import (
     Beginning,
@@ -151,7 +151,7 @@ def _training(
     return watch.run
 
 
-def _go(begun: Beginning, data: Batch | None, world: Any, watch: Watch) -> None:
+def _go(begun: Beginning, data: Data | None, world: Any, watch: Watch) -> None:
     """What is left to do from a step on."""
     config, state, step, start = begun.config, begun.state, begun.step, begun.start
     online = config.online
@@ -179,7 +179,7 @@ def _go(begun: Beginning, data: Batch | None, world: Any, watch: Watch) -> None:
         watch.stop.check()
 
 
-def _replay(config: TrainConfig, online: OnlineConfig, data: Batch | None, world: Any) -> Replay:
+def _replay(config: TrainConfig, online: OnlineConfig, data: Data | None, world: Any) -> Replay:
     """The buffer before anything is collected."""
     if online.offline_data == "buffer" and data is not None:
         return Replay.from_data(data, len(data) + online.capacity, protect=online.keep_offline)
@@ -223,7 +223,7 @@ def _online(
     config: TrainConfig,
     online: OnlineConfig,
     state: State,
-    data: Batch | None,
+    data: Data | None,
     replay: Replay,
     world: Any,
     start: int,

@@ -21,7 +21,9 @@ from ..._types import (
     Samples,
     Values,
 )
-from ...data.transitions import Batch, reward_range
+from ...data.checks import reward_range
+from ...data.transitions import Batch
+from ...data.windows import Data
 from ...networks import AbstractNetwork, MLPConfig, NetworkConfig, ensemble
 from ...targets import Aggregation, Backup, flow_td_target, value_bounds
 
@@ -123,7 +125,7 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
         """V, where it is learned without a policy; else `None`."""
         return None
 
-    def for_data(self: CriticT, data: Batch) -> CriticT:
+    def for_data(self: CriticT, data: Data) -> CriticT:
         """The critic with what it must know of the data."""
         return self
 
@@ -165,7 +167,7 @@ class BoundedCritic(AbstractCritic[Params, Slow, Draws, ValueDraws]):
                 "value is the same and their interval is empty."
             )
 
-    def for_data(self: BoundedT, data: Batch) -> BoundedT:
+    def for_data(self: BoundedT, data: Data) -> BoundedT:
         low, high = reward_range(data)
         return dataclasses.replace(self, reward_min=low, reward_max=high)
 

@@ -1,0 +1,214 @@
+r"""Trajectories in time order, and windows of them: one primitive for the next action, n-step
+returns and action chunks.
+
+A window of h steps from a transition on has, with n steps left in its trajectory of h,
+
+$$R = \sum_{i < n} \gamma^i r_i, \qquad m = \min_{i < n} m_i, \qquad
+y = R + \gamma^n m\, Q(s_n, \cdot), \qquad n = \min(h, \text{steps left}).$$
+
+Source: the released code of Q-chunking, arXiv 2507.07969, and of QAM, whose windows stay where the
+trajectory ends.
+"""
+
+from typing import TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._types import FloatLike, Key
+from .transitions import Batch
+
+
+class Trajectories(eqx.Module):
+    """Transitions in the order of time, with every state stored once.
+
+    What a [`floq_eqx.Batch`][] has is to be read by the same names, of which `observation`,
+    `action`, `next_observation` and `next_action` are gathered when they are asked for.
+
+    **Attributes:**
+
+    - `states`: every state, the last one of each trajectory too, trajectory after trajectory.
+    - `actions`: the action in each state; in a trajectory's last state what the data have there, or
+        zeros.
+    - `reward`, `mask`: of each transition, as in a `Batch`.
+    - `row`: the row of `states` that each transition begins in; it ends in the next one.
+    - `left`: how many transitions of its trajectory are left, with itself.
+    - `with_next_action`: whether batches have the data's next action.
+    """
+
+    states: Float[Array, "rows observation"]
+    actions: Float[Array, "rows action"]
+    reward: Float[Array, "batch"]
+    mask: Float[Array, "batch"]
+    row: Int[Array, "batch"]
+    left: Int[Array, "batch"]
+    with_next_action: bool = eqx.field(static=True, default=False)
+
+    @staticmethod
+    def of_rows(
+        states: Float[np.ndarray, "rows observation"],
+        actions: Float[np.ndarray, "rows action"],
+        begins: Bool[np.ndarray, "rows"],
+        reward: Float[np.ndarray, "batch"],
+        mask: Float[np.ndarray, "batch"],
+        *,
+        with_next_action: bool = False,
+    ) -> "Trajectories":
+        """Puts them together on the host, from arrays with a row for every state.
+
+        **Arguments:** `begins`: whether a transition begins in a row, which it does in all but the
+        last one of each trajectory; `reward`, `mask`: of the transitions alone; others as the
+        attributes.
+
+        **Raises:** `ValueError` if a transition begins in the last row.
+        """
+        if len(begins) and begins[-1]:
+            raise ValueError("A transition begins in the last row: it has no state to end in.")
+        row = np.flatnonzero(begins)
+        ends = np.flatnonzero(~begins)
+        left = ends[np.searchsorted(ends, row)] - row
+        return Trajectories(
+            *(jnp.asarray(x, jnp.float32) for x in (states, actions, reward, mask)),
+            *(jnp.asarray(x, jnp.int32) for x in (row, left)),
+            with_next_action=with_next_action,
+        )
+
+    def __len__(self) -> int:
+        return self.reward.shape[0]
+
+    @property
+    def observation_size(self) -> int:
+        return self.states.shape[1]
+
+    @property
+    def action_size(self) -> int:
+        return self.actions.shape[1]
+
+    @property
+    def observation(self) -> Float[Array, "batch observation"]:
+        return self.states[self.row]
+
+    @property
+    def action(self) -> Float[Array, "batch action"]:
+        return self.actions[self.row]
+
+    @property
+    def next_observation(self) -> Float[Array, "batch observation"]:
+        return self.states[self.row + 1]
+
+    @property
+    def next_action(self) -> Float[Array, "batch action"] | None:
+        return self.actions[self.row + 1] if self.with_next_action else None
+
+    def check(self) -> None:
+        """Raises a `ValueError` unless its arrays belong together, of which it gathers none."""
+        lengths = {n: getattr(self, n).shape[0] for n in ("reward", "mask", "row", "left")}
+        rows = {n: getattr(self, n).shape[0] for n in ("states", "actions")}
+        for each, what in ((lengths, "transition"), (rows, "state")):
+            if len(set(each.values())) != 1:
+                raise ValueError(
+                    f"The trajectories' arrays differ in length, {each}, expected one row a "
+                    f"{what}: make them with Trajectories.of_rows."
+                )
+
+    def transitions(self) -> Batch:
+        """All transitions, with an array of its own for each of their parts."""
+        return window(self, jnp.arange(len(self)))
+
+
+Data: TypeAlias = Batch | Trajectories
+"""A whole dataset."""
+
+
+def window(
+    data: Trajectories,
+    start: Int[Array, "batch"],
+    length: int = 1,
+    *,
+    discount: FloatLike = 1.0,
+    chunk: bool = False,
+) -> Batch:
+    """What happens from transitions on within `length` steps.
+
+    A window that reaches the end of its trajectory stays there: what is after it adds no reward,
+    and `next_observation` is the trajectory's last state.
+
+    **Arguments:**
+
+    - `start`: the number of the transition that each window begins with.
+    - `length`: h, at least 1.
+    - `discount`: the γ of the rewards within a window.
+    - `chunk`: whether `action` is all h actions, one after the other, and `valid` says which of
+        them the trajectory has; otherwise it is the first action. Past its end a chunk repeats the
+        trajectory's last actions.
+
+    **Returns:** a batch, of one step exactly the transitions; of more, its `discount` is γ^n.
+    """
+    row, left = data.row[start], data.left[start]
+    if length == 1:
+        return Batch(
+            data.states[row],
+            data.actions[row],
+            data.reward[start],
+            data.mask[start],
+            data.states[row + 1],
+            data.actions[row + 1] if data.with_next_action else None,
+        )
+    steps = jnp.arange(length)[None]
+    count = jnp.minimum(left, length)[:, None]
+    within = steps < count
+    index = start[:, None] + jnp.minimum(steps, count - 1)
+    gamma = jnp.asarray(discount, jnp.float32)
+    weight = jnp.where(within, gamma ** steps.astype(jnp.float32), 0.0)
+
+    def flat(rows: Int[Array, "batch steps"]) -> Float[Array, "batch action"]:
+        return jnp.reshape(data.actions[rows], (len(start), -1))
+
+    action, after = row[:, None], row[:, None] + count
+    if chunk:
+        action = action + jnp.minimum(steps, count - 1)
+    following = None
+    if data.with_next_action:
+        last = (row + left)[:, None]
+        following = flat(jnp.minimum(after + steps, last) if chunk else after)
+    return Batch(
+        observation=data.states[row],
+        action=flat(action),
+        reward=jnp.sum(weight * data.reward[index], axis=1),
+        mask=jnp.min(data.mask[index], axis=1),
+        next_observation=data.states[after[:, 0]],
+        next_action=following,
+        discount=gamma ** count[:, 0].astype(jnp.float32),
+        valid=within.astype(jnp.float32) if chunk else None,
+    )
+
+
+def take(data: Data, indices: Int[Array, "batch"]) -> Batch:
+    """The transitions of `data` at `indices`, in that order."""
+    if isinstance(data, Trajectories):
+        return window(data, indices)
+    return jax.tree.map(lambda x: x[indices], data)
+
+
+def draw(data: Data, batch_size: int, *, key: Key) -> Int[Array, "batch"]:
+    """The numbers of `batch_size` transitions, drawn uniformly, with replacement; jittable.
+
+    **Raises:** `ValueError` if there are none, or as `check_batch`.
+    """
+    data.check()
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if len(data) == 0:
+        raise ValueError("Cannot draw a batch from a dataset without transitions.")
+    return jax.random.randint(key, (batch_size,), 0, len(data))
+
+
+def sample(data: Data, batch_size: int, *, key: Key) -> Batch:
+    """Draws `batch_size` transitions uniformly, with replacement; jittable.
+
+    **Raises:** as `draw`.
+    """
+    return take(data, draw(data, batch_size, key=key))
