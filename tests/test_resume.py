@@ -248,7 +248,7 @@ ONLINE = {"evaluate_every": 5, "checkpoint_every": 5, "evaluation_episodes": 1}
 
 
 def held(run, step):
-    return run.restore_collected(Replay.empty(1, 28, 5).data, step=step)
+    return run.restore_collected(Replay.empty(1, 28, 5).data, step=step).data
 
 
 def test_what_was_collected_comes_along(data, copy, tmp_path):

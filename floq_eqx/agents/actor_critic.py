@@ -31,7 +31,7 @@ from .._types import (
     Share,
 )
 from ..data.transitions import Batch
-from ..data.windows import Data, Trajectories, draw, window
+from ..data.windows import Data
 from ..networks import with_precision
 from .agent import Agent, State, average, frozen
 from .critics.critic import AbstractCritic, BoundedCritic
@@ -185,31 +185,15 @@ class ActorCritic(Agent):
     def num_actions(self) -> int:
         return self.chunk
 
-    @property
-    def window(self) -> int:
-        """How many steps of the data an update looks at."""
-        return max(self.chunk, self.n_step)
-
     def action_shape(self, *batch: int) -> tuple[int, ...]:
         """The shape of the noise of whole chunks, flat."""
         *rest, size = super().action_shape(*batch)
         return (*rest, self.chunk * size)
 
-    def sample(self, data: Data, batch_size: int, *, key: Key) -> Batch:
-        """A batch of windows, which begin in any transition, with replacement.
-
-        **Raises:** `ValueError` for windows of several steps of what are no trajectories.
-        """
-        if self.window == 1:
-            return super().sample(data, batch_size, key=key)
-        if not isinstance(data, Trajectories):
-            raise ValueError(
-                f"Windows of {self.window} steps need to know which transition follows which: give "
-                "Trajectories, got a Batch."
-            )
+    def windows(self) -> dict[str, Any]:
         discount = 1.0 if self.critic is None else self.critic.discount
-        start = draw(data, batch_size, key=key)
-        return window(data, start, self.window, discount=discount, chunk=self.chunk > 1)
+        length = max(self.chunk, self.n_step)
+        return {"length": length, "discount": discount, "chunk": self.chunk > 1}
 
     def for_data(self, data: Data) -> "ActorCritic":
         critic = None if self.critic is None else self.critic.for_data(data)

@@ -25,7 +25,7 @@ from .._types import (
     Observation,
 )
 from ..data.transitions import Batch
-from ..data.windows import Data, sample
+from ..data.windows import Data, windows
 
 T = TypeVar("T")
 AgentT = TypeVar("AgentT", bound="Agent")
@@ -94,11 +94,6 @@ class Agent(eqx.Module):
         return 1
 
     @property
-    def window(self) -> int:
-        """How many steps of the data an update looks at."""
-        return 1
-
-    @property
     def reward_bounds(self) -> tuple[FloatLike, FloatLike] | None:
         """The smallest and largest reward that it can represent the values of, if it has such."""
         return None
@@ -132,7 +127,11 @@ class Agent(eqx.Module):
 
     def sample(self, data: Data, batch_size: int, *, key: Key) -> Batch:
         """A batch of `data` for one update, drawn uniformly, with replacement."""
-        return sample(data, batch_size, key=key)
+        return windows(data, batch_size, key=key, **self.windows())
+
+    def windows(self) -> dict[str, Any]:
+        """The `length`, `discount` and `chunk` of the windows that it learns from."""
+        return {"length": 1}
 
     def explore(self, state: State, observation: Observation, *, key: Key) -> Action | Chunk:
         """The action by which data is collected: `act`'s, unless that draws none."""

@@ -27,6 +27,7 @@ from .windows import (
     sample as sample,
     take as take,
     window as window,
+    windows as windows,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "sample_mixture",
     "take",
     "window",
+    "windows",
 ]

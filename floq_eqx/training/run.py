@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from ..agents.agent import Agent, State
@@ -255,8 +256,8 @@ class Run:
 
     def restore_collected(
         self, like: Batch, *, step: Which = "last", checked: bool = False
-    ) -> Batch:
-        """The transitions that a checkpoint's buffer had collected, the oldest first.
+    ) -> Collected:
+        """What a checkpoint's buffer had collected, the oldest transition first.
 
         **Arguments:** `like`: transitions of the same sizes, any number; `step`, `checked`: as in
         `restore`.
@@ -267,8 +268,16 @@ class Run:
 
     def _restore_collected(self, like: Batch, step: Which, checked: bool) -> Collected:
         sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((-1, *x.shape[1:]), x.dtype), like)
-        shapes = dataclasses.replace(Collected.none(like), data=sizes)
-        return self._read(self._choose(step, checked), _COLLECTED, shapes)
+        count = jax.ShapeDtypeStruct((-1,), np.int32)
+        shapes = dataclasses.replace(Collected.none(like), data=sizes, ahead=count)
+        step = self._choose(step, checked)
+        try:
+            return self._read(step, _COLLECTED, shapes)
+        except ValueError as error:
+            # Before there were windows it was not kept which transition follows which.
+            with contextlib.suppress(ValueError):
+                return self._read(step, _COLLECTED, dataclasses.replace(shapes, ahead=None))
+            raise error
 
     def choose(self, which: Which) -> int:
         """The number of a checkpoint that is whole.
