@@ -195,7 +195,7 @@ def summed(
     rewards, the least mask, and the γ^n of the state after them.
     """
     gamma = jnp.asarray(discount, jnp.float32)
-    power = gamma ** jnp.arange(reward.shape[1], dtype=jnp.float32)
+    power = gamma ** jnp.arange(reward.shape[1], dtype=jnp.float32)[None]
     count = jnp.sum(within, axis=1).astype(jnp.float32)
     return (
         jnp.sum(jnp.where(within, power * reward, 0.0), axis=1),
