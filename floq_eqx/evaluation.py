@@ -335,6 +335,7 @@ def make_environments(
     *,
     asynchronous: bool = False,
     success_timing: Literal["pre", "post"] | None = None,
+    sparse: bool = False,
     **kwargs: Any,
 ) -> Any:
     """`num` copies of an environment, as a Gymnasium vector environment.
@@ -349,19 +350,20 @@ def make_environments(
         scripts then need the `if __name__ == "__main__":` guard of `multiprocessing`.
     - `success_timing`: whether success and reward are those of the state before a step (`"pre"`,
         OGBench from 1.2 on) or after it (`"post"`, before; published numbers are made so).
+    - `sparse`: whether the rewards of an OGBench task are -1 unless it is solved.
     - `**kwargs`: for the environment.
 
     **Raises:** `ValueError` for an environment that is not known, cannot be made, or is not of
-    boxes, and for a `success_timing` of one that is not OGBench's.
+    boxes, and for a `success_timing` or `sparse` of one that is not OGBench's.
     """
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
     check_sizes(num=num)
-    if success_timing is not None and name not in dataset_names():
-        raise ValueError(
-            f"success_timing = {success_timing!r} means nothing: {name} is not OGBench's."
-        )
-    make = functools.partial(_seeded, name, success_timing, kwargs)
+    own: dict[str, Any] = {"success_timing": success_timing, "sparse": sparse}
+    for option, value in own.items():
+        if value and name not in dataset_names():
+            raise ValueError(f"{option} = {value!r} means nothing: {name} is not OGBench's.")
+    make = functools.partial(_seeded, name, own, kwargs)
     mode = AutoresetMode.DISABLED
     if asynchronous:
         try:
@@ -376,7 +378,7 @@ def make_environments(
     return SyncVectorEnv([make] * num, autoreset_mode=mode)
 
 
-def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: dict) -> Any:
+def _seeded(name: str, own: dict, kwargs: dict) -> Any:
     import gymnasium
 
     class SeededReset(gymnasium.Wrapper):
@@ -393,5 +395,5 @@ def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: di
     if name not in dataset_names():
         return make_box_environment(name, **kwargs)
     with making(name):
-        environment = make_environment(name, success_timing=success_timing, **kwargs)
+        environment = make_environment(name, **own, **kwargs)
     return SeededReset(environment)

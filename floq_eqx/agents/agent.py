@@ -25,7 +25,7 @@ from .._types import (
     Observation,
 )
 from ..data.transitions import Batch
-from ..data.windows import Data, windows
+from ..data.windows import Data, sample_windows
 
 T = TypeVar("T")
 AgentT = TypeVar("AgentT", bound="Agent")
@@ -127,7 +127,7 @@ class Agent(eqx.Module):
 
     def sample(self, data: Data, batch_size: int, *, key: Key) -> Batch:
         """A batch of `data` for one update, drawn uniformly, with replacement."""
-        return windows(data, batch_size, key=key, **self.windows())
+        return sample_windows(data, batch_size, key=key, **self.windows())
 
     def windows(self) -> dict[str, Any]:
         """The `length`, `discount` and `chunk` of the windows that it learns from."""

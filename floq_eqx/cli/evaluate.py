@@ -86,7 +86,8 @@ def run(arguments: list[str]) -> None:
         agent = with_options(agent, {"precision": options.precision})
     config = trained.config
     name, timing = config.environment, options.success_timing or config.success_timing
-    shared = {"success_timing": timing, **config.environment_kwargs}
+    own = {"success_timing": timing, "sparse": config.sparse}
+    shared = {**own, **config.environment_kwargs}
     cap = options.max_episode_steps
     cap = config.max_episode_steps if cap is None else cap
     environments = make_environments(name, min(10, options.episodes), **shared)

@@ -34,7 +34,7 @@ from .output import finish, say
 
 GROUPS = ("run", "data", "learning", "online")
 PARTS = ("critic", "policy", "selection", "next_selection")
-_DATA = ("data", "collect_episodes", "rewards", "success_timing")
+_DATA = ("data", "collect_episodes", "rewards", "sparse", "success_timing")
 _NONE = "none"
 _DESCRIPTION = """Train an agent on an OGBench task, offline, online or both.
 

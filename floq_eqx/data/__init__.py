@@ -25,9 +25,9 @@ from .windows import (
     Data as Data,
     Trajectories as Trajectories,
     sample as sample,
+    sample_windows as sample_windows,
     take as take,
     window as window,
-    windows as windows,
 )
 
 __all__ = [
@@ -49,7 +49,7 @@ __all__ = [
     "reward_range",
     "sample",
     "sample_mixture",
+    "sample_windows",
     "take",
     "window",
-    "windows",
 ]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int
 from .._types import FloatLike, Key, Number
 from .checks import check_batch
 from .transitions import Batch
-from .windows import Data, Trajectories, summed, take, windows
+from .windows import Data, Trajectories, sample_windows, summed, take
 
 
 class Replay(eqx.Module):
@@ -313,7 +313,7 @@ def sample_mixture(
     offline_key, online_key = jax.random.split(key)
     # Enough to fill the batch when the replay is empty.
     window = {"discount": discount, "chunk": chunk}
-    old = windows(offline, batch_size, length, key=offline_key, **window)
+    old = sample_windows(offline, batch_size, length, key=offline_key, **window)
     if count == batch_size:
         return old
     new = replay.windows(batch_size - count, length, key=online_key, **window)

@@ -25,7 +25,7 @@ from .transitions import Batch
 class Trajectories(eqx.Module):
     """Transitions in the order of time, with every state stored once.
 
-    What a [`floq_eqx.Batch`][] has is to be read by the same names, of which `observation`,
+    What a [`floq_eqx.data.Batch`][] has is to be read by the same names, of which `observation`,
     `action`, `next_observation` and `next_action` are gathered when they are asked for.
 
     **Attributes:**
@@ -232,7 +232,7 @@ def sample(data: Data, batch_size: int, *, key: Key) -> Batch:
     return take(data, draw(data, batch_size, key=key))
 
 
-def windows(
+def sample_windows(
     data: Data,
     batch_size: int,
     length: int,

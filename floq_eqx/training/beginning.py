@@ -38,6 +38,7 @@ def find_data(config: TrainConfig, *, progress: bool = True) -> Data:
         config.environment,
         with_next_action=config.agent.uses_next_action,
         rewards=config.rewards,
+        sparse=config.sparse,
     )
     if config.data is not None and Path(config.data).expanduser().is_dir():
         return load(directory=config.data)

@@ -113,6 +113,8 @@ class TrainConfig:
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
     - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
         `rewards` and `masks` of its `file`.
+    - `sparse`: whether the rewards of an OGBench task are -1 unless it is solved, in the dataset
+        and the environment.
     - `environment_kwargs`: arguments for the environment, of any names but those that
         [`floq_eqx.evaluation.make_environments`][] has itself.
     - `success_timing`: evaluate success before a step (`pre`) or after it (`post`, as published);
@@ -135,6 +137,7 @@ class TrainConfig:
     data: str | None = None
     collect_episodes: int | None = None
     rewards: Rewards = "task"
+    sparse: bool = False
     environment_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     success_timing: SuccessTiming | None = None
     online: OnlineConfig | None = None
@@ -150,7 +153,9 @@ class TrainConfig:
                     f"{name} must be a multiple of log_every = {self.log_every}, got "
                     f"{getattr(self, name)}."
                 )
-        if own := {"num", "asynchronous", "success_timing"} & set(self.environment_kwargs):
+        if own := {"num", "asynchronous", "success_timing", "sparse"} & set(
+            self.environment_kwargs
+        ):
             raise ValueError(
                 f"environment_kwargs cannot set {', '.join(sorted(own))}: the run itself does."
             )
@@ -190,7 +195,7 @@ class TrainConfig:
                 f"{self.environment} is not OGBench's, so there are no offline data of it: learn "
                 "from scratch, with num_updates = 0."
             )
-        for name in ("collect_episodes", "success_timing"):
+        for name in ("collect_episodes", "success_timing", "sparse"):
             if getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r} means nothing: {self.environment} is not "
@@ -218,6 +223,10 @@ class TrainConfig:
                 f"{self.environment} has no reward: name one of its tasks, in which the agent is "
                 "evaluated even if it learns from a file's own rewards, such as "
                 f"{self.environment.removesuffix('-v0')}-singletask-task1-v0."
+            )
+        if self.rewards == "file" and self.sparse:
+            raise ValueError(
+                "sparse = True is for the task's rewards, and these are the file's: leave it out."
             )
         if self.rewards == "file" and self.data is None:
             raise ValueError(
