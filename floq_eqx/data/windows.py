@@ -71,8 +71,9 @@ class Trajectories(eqx.Module):
         ends = np.flatnonzero(~begins)
         left = ends[np.searchsorted(ends, row)] - row
         return Trajectories(
-            *(jnp.asarray(x, jnp.float32) for x in (states, actions, reward, mask)),
-            *(jnp.asarray(x, jnp.int32) for x in (row, left)),
+            # Converted on the host, or each shape is compiled for.
+            *(jnp.asarray(np.asarray(x, np.float32)) for x in (states, actions, reward, mask)),
+            *(jnp.asarray(x.astype(np.int32)) for x in (row, left)),
             with_next_action=with_next_action,
         )
 

@@ -22,7 +22,6 @@ from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from ..agents.agent import Agent, State
@@ -267,9 +266,10 @@ class Run:
         return self._restore_collected(like, step, checked).in_order()
 
     def _restore_collected(self, like: Batch, step: Which, checked: bool) -> Collected:
-        sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((-1, *x.shape[1:]), x.dtype), like)
-        count = jax.ShapeDtypeStruct((-1,), np.int32)
-        shapes = dataclasses.replace(Collected.none(like), data=sizes, ahead=count)
+        def any_number(x: Any) -> Any:
+            return jax.ShapeDtypeStruct((-1, *x.shape[1:]), x.dtype) if x.ndim else x
+
+        shapes = jax.tree.map(any_number, Collected.none(like))
         step = self._choose(step, checked)
         try:
             return self._read(step, _COLLECTED, shapes)
