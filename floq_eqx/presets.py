@@ -337,7 +337,7 @@ def laptop(
         "num_updates": 30_000,
         "evaluate_every": 10_000,
         "checkpoint_every": 5_000,
-        "collect_episodes": 100,
+        "collect_episodes": 100 if has_data else None,
     }
     if online is not None:
         lengths |= {"num_updates": 0 if from_scratch else 20_000, "evaluate_every": 5_000}

@@ -164,7 +164,7 @@ def test_help_of_train_shows_the_choice(told, agent, preset):
     assert f"(default: {agent})" in text
     assert "--preset {laptop,paper,paper-best,paper-online}" in text
     assert f"(default: {preset})" in text
-    assert "--env STR The single-task OGBench name or, to learn online, a Gymnasium id" in text
+    assert "--env STR The single-task OGBench name; a Gymnasium id such as Pendulum-v1" in text
     assert f"(default: {CUBE})" in text
     _, text = told(*words, groups=("run",))
     assert "--batch-size INT The number of transitions in an update. (default: 256)" in text
@@ -796,7 +796,7 @@ def test_learning_online(capsys, tmp_path):
 
 def test_what_cannot_be_learned_online(capsys, tmp_path):
     for words, message in [
-        (["--agent", "sac", "--env", "Pendulum-v1"], "Other Gymnasium environments can be learned"),
+        (["--agent", "sac", "--env", "Pendulum-v1"], "learn online in it, or give own data of it"),
         (
             ["--env", "Pendulum-v1", "--online-steps", "9"],
             "give --critic.reward-min and --critic.reward-max",

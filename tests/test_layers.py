@@ -118,7 +118,8 @@ def test_every_package_that_is_imported_is_required():
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]
     extras = declared["optional-dependencies"]
-    required = [*declared["dependencies"], *extras["tensorboard"], *extras["wandb"]]
+    used = ("tensorboard", "wandb", "hdf5", "minari")
+    required = [*declared["dependencies"], *(one for name in used for one in extras[name])]
     names = {re.split(r"[^\w-]", one)[0].replace("-", "_").lower() for one in required}
     renamed = {"PIL": "pillow", "orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}
     for path in FILES:

@@ -85,6 +85,11 @@ def run(arguments: list[str]) -> None:
     if options.precision is not None:
         agent = with_options(agent, {"precision": options.precision})
     config = trained.config
+    if not config.evaluates:
+        raise ValueError(
+            f"{trained.folder} has no environment to be evaluated in: floq train --env ID with its "
+            "data evaluates while it trains, and in Python evaluate takes any vector environment."
+        )
     name, timing = config.environment, options.success_timing or config.success_timing
     own = {"success_timing": timing, "sparse": config.sparse}
     shared = {**own, **config.environment_kwargs}

@@ -31,6 +31,9 @@ def finish(runs: Sequence[Run]) -> None:
 
 def _finish(run: Run) -> None:
     holds = "checkpoints and tables"
+    if not run.config.evaluates:
+        say(f"done: {run.folder} holds {holds}")
+        return
     try:
         from ..plotting import learning_curves
 

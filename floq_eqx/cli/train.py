@@ -12,8 +12,11 @@ from .._checks import nearest
 from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, to_plain, with_options
 from ..agents.critics import BoundedCritic
 from ..agents.recipes import composed
+from ..data import dataset_names
+from ..data.own import is_own
 from ..networks import NetworkConfig, of_kind
 from ..training import Run, StoppedRunsError, TrainConfig, train, train_many
+from ..training.config import NO_ENVIRONMENT
 from ..training.loggers import LoggerName, loggers_of
 from .compilation import CompilationCache, keep_compiled
 from .many import Member, folders, members, runs_below
@@ -34,7 +37,10 @@ from .output import finish, say
 
 GROUPS = ("run", "data", "learning", "online")
 PARTS = ("critic", "policy", "selection", "next_selection")
-_DATA = ("data", "collect_episodes", "rewards", "sparse", "success_timing")
+_DATA = (
+    *("data", "collect_episodes", "rewards", "sparse", "success_timing"),
+    *("action_low", "action_high", "reward_scale", "reward_shift"),
+)
 _NONE = "none"
 _DESCRIPTION = """Train an agent on an OGBench task, offline, online or both.
 
@@ -61,7 +67,8 @@ def run(arguments: list[str]) -> None:
     keep_compiled(parsed.compilation_cache)
     places = options.folders
     where = f"{len(places)} folders, {places[0]} and others" if places[1:] else str(places[0])
-    say(f"training {config.agent_name} on {config.environment} in {where}")
+    what = config.environment if config.evaluates else config.data
+    say(f"training {config.agent_name} on {what} in {where}")
     decay = config.agent.decay_updates
     if not options.stored and decay not in (None, options.defaults.agent.decay_updates):
         say(f"the learning rate falls to zero over {decay} updates (--decay-updates)")
@@ -118,6 +125,7 @@ def _first(arguments: list[str]) -> Any:
         policy_kind: Annotated[str | None, tyro.conf.arg(name="policy")] = None
         agent: str | None = None
         env: str | None = None
+        data: str | None = None
         preset: str | None = None
         out: str | None = None
         online_steps: int | None = None
@@ -135,6 +143,8 @@ def _options(first: Any) -> _Options:
     from ..presets import Preset
 
     environment = first.env or TrainConfig().environment
+    if first.env is None and first.data is not None and is_own(first.data):
+        environment = NO_ENVIRONMENT
     name = first.preset or "laptop"
     if name not in typing.get_args(Preset):
         raise nearest("preset", name, typing.get_args(Preset))
@@ -160,7 +170,7 @@ def _options(first: Any) -> _Options:
         _check_as_stored(first, defaults, stored)
         environment = defaults.environment
     else:
-        defaults = _preset(name, agent, environment, first.online_steps)
+        defaults = _preset(name, agent, environment, first)
     made: Any = defaults.agent
     kinds = {
         f"{part}.{network}": of_kind(getattr(getattr(made, part), network), choice.kind)
@@ -231,7 +241,8 @@ def _command(
         ),
         (
             *("env", str, environment),
-            "The single-task OGBench name or, to learn online, a Gymnasium id such as Pendulum-v1.",
+            "The single-task OGBench name; a Gymnasium id such as Pendulum-v1, to learn online, or "
+            "to be evaluated in with own data (--data); or none.",
         ),
         (
             *("env_kwargs", str, json.dumps(defaults.environment_kwargs)),
@@ -308,13 +319,25 @@ def _name(part: Any) -> str:
     return _NONE if part is None else to_plain(part)["kind"]
 
 
-def _preset(
-    name: str, agent: ActorCritic, environment: str, online_steps: int | None
-) -> TrainConfig:
+def _preset(name: str, agent: ActorCritic, environment: str, first: Any) -> TrainConfig:
     from ..presets import preset
 
-    given: Any = {"agent": agent.recipe or agent, "environment": environment}
-    return preset(typing.cast(Any, name), online_steps=online_steps, **given)
+    def made(environment: str) -> TrainConfig:
+        given: Any = {"agent": agent.recipe or agent, "environment": environment}
+        return preset(typing.cast(Any, name), online_steps=first.online_steps, **given)
+
+    own = environment not in dataset_names() and first.online_steps is None
+    if not own or (first.data is None and environment != NO_ENVIRONMENT):
+        return made(environment)
+    if first.data is None:
+        raise ValueError("Without an environment there must be data: give a file with --data.")
+    if name != "laptop":
+        raise ValueError(
+            f"The preset {name} is of OGBench's environments: own data take the laptop's, and what "
+            "of it is given besides."
+        )
+    changes: Any = {"environment": environment, "data": first.data, "collect_episodes": None}
+    return dataclasses.replace(made(TrainConfig().environment), **changes)
 
 
 def _check_as_stored(first: Any, stored: TrainConfig, folder: Path) -> None:

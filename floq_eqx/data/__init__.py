@@ -15,6 +15,7 @@ from .names import (
     parse_name as parse_name,
 )
 from .ogbench import make_environment as make_environment
+from .own import load_own as load_own
 from .replay import (
     Collected as Collected,
     Replay as Replay,
@@ -44,6 +45,7 @@ __all__ = [
     "fetch_dataset",
     "fingerprint",
     "load_dataset",
+    "load_own",
     "make_environment",
     "parse_name",
     "reward_range",

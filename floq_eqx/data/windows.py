@@ -10,7 +10,8 @@ Source: the released code of Q-chunking, arXiv 2507.07969, and of QAM, whose win
 trajectory ends.
 """
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._types import FloatLike, Key
+from .._types import FloatLike, Key, Number
 from .transitions import Batch
 
 
@@ -75,6 +76,71 @@ class Trajectories(eqx.Module):
             *(jnp.asarray(np.asarray(x, np.float32)) for x in (states, actions, reward, mask)),
             *(jnp.asarray(x.astype(np.int32)) for x in (row, left)),
             with_next_action=with_next_action,
+        )
+
+    @staticmethod
+    def from_arrays(
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminals: Any,
+        *,
+        timeouts: Any = None,
+        masks: Any = None,
+        next_observations: Any = None,
+        episode_lengths: Any = None,
+        action_low: Any = -1.0,
+        action_high: Any = 1.0,
+        reward_scale: Number = 1.0,
+        reward_shift: Number = 0.0,
+        with_next_action: bool = False,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> "Trajectories":
+        """Trajectories of arrays with a row for every step, in D4RL's layout.
+
+        A step that `next_observations` do not join to the next row ends its trajectory. Without
+        them the last step of a trajectory that was cut off has no next state: it only ends it.
+
+        **Arguments:**
+
+        - `observations`, `actions`: `[steps, components]`, of real numbers.
+        - `rewards`: `[steps]`, as all that follow; columns `[steps, 1]` will do.
+        - `terminals`: 1 where an episode ended by itself, so that nothing comes after it.
+        - `timeouts`: 1 where it was cut off.
+        - `masks`: 0 where the next state's value is not bootstrapped; by default 1 - `terminals`.
+        - `next_observations`: the state after each step.
+        - `episode_lengths`: of each trajectory, another way to tell where they end.
+        - `action_low`, `action_high`: the bounds of the actions, numbers or `[components]`, which
+            become -1 and 1.
+        - `reward_scale`, `reward_shift`: rewards are scaled, then shifted.
+        - `with_next_action`: whether an algorithm needs the data's next action. Steps that have
+            none and are no terminal ones are left out.
+        - `report`: takes lines of text, of what is left out.
+
+        **Raises:** `ValueError` that names the array, the first row at fault and what to do.
+        """
+        from .own import trajectories_of
+
+        optional = {
+            "timeouts": timeouts,
+            "masks": masks,
+            "next_observations": next_observations,
+            "episode_lengths": episode_lengths,
+        }
+        arrays = {
+            "observations": observations,
+            "actions": actions,
+            "rewards": rewards,
+            "terminals": terminals,
+        }
+        return trajectories_of(
+            arrays | {name: array for name, array in optional.items() if array is not None},
+            with_next_action=with_next_action,
+            action_low=action_low,
+            action_high=action_high,
+            reward_scale=reward_scale,
+            reward_shift=reward_shift,
+            report=report,
         )
 
     def __len__(self) -> int:

@@ -14,8 +14,18 @@ import jax
 from .._types import Key
 from ..agents.actor_critic import ActorCritic
 from ..agents.agent import Agent, State
-from ..data import Data, collect_dataset, fingerprint, load_dataset, parse_name
+from ..data import (
+    Data,
+    Trajectories,
+    collect_dataset,
+    fingerprint,
+    load_dataset,
+    load_own,
+    parse_name,
+)
+from ..data.environments import make_box_environment
 from ..data.episodes import close_or_warn
+from ..data.own import MINARI
 from ..networks import with_precision
 from .config import CHANGEABLE, TrainConfig
 from .interruption import Interrupted, Stop
@@ -31,8 +41,15 @@ from .run import Facts, Run, claim, write_config
 from .watch import Watch
 
 
-def find_data(config: TrainConfig, *, progress: bool = True) -> Data:
+def find_data(
+    config: TrainConfig,
+    *,
+    progress: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> Data:
     """The transitions that a run trains on, collected first if that is what it asks for."""
+    if config.own_data:
+        return _own_data(config, report)
     load = functools.partial(
         load_dataset,
         config.environment,
@@ -58,6 +75,27 @@ def find_data(config: TrainConfig, *, progress: bool = True) -> Data:
             progress=progress,
         )
     return load(path=path)
+
+
+def _own_data(config: TrainConfig, report: Callable[[str], None]) -> Trajectories:
+    """People's own data, with the actions of the environment's box in [-1, 1]."""
+    bounds: dict[str, Any] = {"action_low": config.action_low, "action_high": config.action_high}
+    if config.evaluates:
+        with contextlib.closing(
+            make_box_environment(config.environment, **config.environment_kwargs)
+        ) as environment:
+            sizes = environment.observation_space.shape + environment.action_space.shape
+            box = environment.unwrapped.action_space
+        low, high = box.low.reshape(-1), box.high.reshape(-1)
+        bounds = {"action_low": low, "action_high": high, "sizes": sizes}
+    return load_own(
+        config.data or "",
+        with_next_action=config.agent.uses_next_action,
+        reward_scale=config.reward_scale,
+        reward_shift=config.reward_shift,
+        report=report,
+        **bounds,
+    )
 
 
 def found_run(config: TrainConfig, folder: Path, *, resume: bool) -> Run | None:
@@ -119,7 +157,9 @@ def begin(
     agent = dataclasses.replace(config.agent, action_size=facts.action_size)
     if data is not None:
         agent = config.agent.for_data(data)
-    path = None if config.data is None else str(Path(config.data).expanduser().absolute())
+    path = config.data
+    if path is not None and not path.startswith(MINARI):
+        path = str(Path(path).expanduser().absolute())
     config = dataclasses.replace(config, agent=agent, data=path)
     key = jax.random.key(config.seed)
     init_key, train_key = jax.random.split(key)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal, TypeAlias
 
-from .._checks import check_fields, check_kind, check_sizes, nearest
+from .._checks import check_fields, check_kind, check_sizes, check_unused, nearest
 from .._types import Number, Range
 from ..agents import Agent, floq, from_plain, to_plain
 from ..data import dataset_names, parse_name
@@ -14,6 +14,9 @@ Keep: TypeAlias = Literal["last", "best", "all"]
 Rewards: TypeAlias = Literal["task", "file"]
 WarmupWith: TypeAlias = Literal["random", "policy"]
 
+NO_ENVIRONMENT = "none"
+"""The name of no environment: a run on own data that is not evaluated."""
+
 CHANGEABLE = (
     *("log_every", "evaluate_every", "evaluation_episodes", "max_episode_steps"),
     *("checkpoint_every", "keep", "num_kept", "data", "collect_episodes", "decay_updates"),
@@ -22,6 +25,8 @@ CHANGEABLE = (
 """What may change when a run is resumed: what only watches, where its data lie (their content may
 not), the decay of the learning rate, and the run that it started from once it has begun.
 """
+
+_OF_OWN_DATA = ("action_low", "action_high", "reward_scale", "reward_shift")
 
 # What a setting is that is `None` by default.
 _OPTIONAL = {"data": "", "collect_episodes": 1, "success_timing": "", "warmup": 0, "start": ""}
@@ -90,8 +95,9 @@ class TrainConfig:
 
     **Arguments:**
 
-    - `environment`: a single-task OGBench name or, for a run without offline data, the id of a
-        Gymnasium environment whose observations and actions are boxes.
+    - `environment`: a single-task OGBench name; the id of a Gymnasium environment whose
+        observations and actions are boxes, to learn online or to be evaluated in after learning
+        from own data; or `none`, for own data and no evaluation.
     - `agent`: the algorithm with its hyperparameters.
     - `seed`: the seed of the parameters, the batches, the noise, the environments and the
         evaluation.
@@ -108,13 +114,17 @@ class TrainConfig:
         at every evaluation then, or `all`. The last two always stay.
     - `num_kept`: the number of checkpoints that are kept as the last or the best.
     - `data`: the dataset's `.npz` file, or the folder to look for it; `None` for OGBench's own
-        folder.
+        folder. Where the environment is not OGBench's, an `.npz` or HDF5 file of
+        [`floq_eqx.data.load_own`][].
     - `collect_episodes`: unless `data` says where a dataset is, collect this many episodes with
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
     - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
         `rewards` and `masks` of its `file`.
     - `sparse`: whether the rewards of an OGBench task are -1 unless it is solved, in the dataset
         and the environment.
+    - `action_low`, `action_high`: the bounds of all components of own data's actions, which become
+        -1 and 1; with an environment they are its own.
+    - `reward_scale`, `reward_shift`: own data's rewards are scaled, then shifted.
     - `environment_kwargs`: arguments for the environment, of any names but those that
         [`floq_eqx.evaluation.make_environments`][] has itself.
     - `success_timing`: evaluate success before a step (`pre`) or after it (`post`, as published);
@@ -138,6 +148,10 @@ class TrainConfig:
     collect_episodes: int | None = None
     rewards: Rewards = "task"
     sparse: bool = False
+    action_low: Number = -1.0
+    action_high: Number = 1.0
+    reward_scale: Number = 1.0
+    reward_shift: Number = 0.0
     environment_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     success_timing: SuccessTiming | None = None
     online: OnlineConfig | None = None
@@ -161,10 +175,15 @@ class TrainConfig:
             )
         if self.keep == "all" and self.num_kept != TrainConfig.num_kept:
             raise ValueError(f"num_kept = {self.num_kept} means nothing where keep is 'all'.")
-        if self.online is None or self.environment in dataset_names():
+        if self.environment in dataset_names():
             self._check_ogbench()
-        else:
+        elif self.online is not None:
             self._check_without_data(self.online)
+        else:
+            self._check_own()
+        if not self.own_data:
+            where = "where the data are OGBench's, or none are used"
+            check_unused(self, where, *_OF_OWN_DATA)
         if self.online is not None:
             self._check_online(self.online)
         if not self.needs_data:
@@ -175,6 +194,48 @@ class TrainConfig:
                         "used."
                     )
         self._check_decay()
+
+    @property
+    def own_data(self) -> bool:
+        """Whether it learns from a file of people's own, not OGBench's."""
+        return self.online is None and self.environment not in dataset_names()
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is an environment to be evaluated in."""
+        return self.environment != NO_ENVIRONMENT
+
+    def _check_own(self) -> None:
+        """Raises for what makes no sense with own data."""
+        if self.data is None:
+            try:
+                parse_name(self.environment)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} Where another Gymnasium environment is meant, learn online in it, or "
+                    "give own data of it (--data FILE)."
+                ) from None
+        for name in ("collect_episodes", "success_timing", "sparse", "rewards"):
+            if getattr(self, name) != getattr(TrainConfig, name):
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} means nothing: the data are not OGBench's."
+                )
+        if not self.action_low < self.action_high:
+            raise ValueError(
+                f"Needs action_low < action_high, got {self.action_low} and {self.action_high}."
+            )
+        if self.reward_scale == 0:
+            raise ValueError("reward_scale = 0 would make all rewards equal.")
+        if self.evaluates:
+            check_unused(self, "where the environment has bounds", "action_low", "action_high")
+            return
+        if self.keep == "best":
+            raise ValueError(
+                "keep = 'best' needs evaluations, and there is no environment: keep the last or "
+                "all, or give an environment (--env)."
+            )
+        names = ("evaluation_episodes", "max_episode_steps", "environment_kwargs")
+        check_unused(self, "without an environment", *names)
 
     def _check_decay(self) -> None:
         """A schedule that has ended must never look like training."""
@@ -213,12 +274,7 @@ class TrainConfig:
             )
 
     def _check_ogbench(self) -> None:
-        try:
-            name = parse_name(self.environment)
-        except ValueError as error:
-            other = "Other Gymnasium environments can be learned online, from scratch."
-            raise ValueError(f"{error} {other}") from None
-        if name.task is None:
+        if parse_name(self.environment).task is None:
             raise ValueError(
                 f"{self.environment} has no reward: name one of its tasks, in which the agent is "
                 "evaluated even if it learns from a file's own rewards, such as "

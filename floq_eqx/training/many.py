@@ -114,7 +114,9 @@ def train_many(
         _check_all_begun(paths, resume)
         each = list(zip(configs, paths, strict=True))
         olds = [found_run(config, path, resume=resume) for config, path in each]
-        data = find_data(configs[0], progress=progress)
+        data = find_data(configs[0], progress=progress, report=report)
+        if not configs[0].evaluates:
+            report("there is no environment: nothing is evaluated")
         facts = facts_of(data, None)  # once, as all of the data are read for them
         begun = [
             begin(config, old, data, facts, reporter(path))

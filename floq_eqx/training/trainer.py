@@ -129,7 +129,11 @@ def _training(
     stop: Stop,
 ) -> Run:
     old = found_run(config, folder, resume=resume)
-    data = find_data(config, progress=progress) if config.needs_data else None
+    data = None
+    if config.needs_data:
+        data = find_data(config, progress=progress, report=report)
+    if not config.evaluates:
+        report("there is no environment: nothing is evaluated")
     world = None
     if config.online is not None:
         world = make_world(config, config.online.num_environments)

@@ -107,7 +107,8 @@ class Watch:
         assess([(self, step, state, None)])
 
     def wants_evaluation(self, step: int) -> bool:
-        return self._due(step, self.run.config.evaluate_every, self._assessed)
+        config = self.run.config
+        return config.evaluates and self._due(step, config.evaluate_every, self._assessed)
 
     def environments(self, num: int) -> Any:
         """Those that it is evaluated in, made when they are first asked for."""
