@@ -2,21 +2,27 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import hashlib
 import http.server
 import inspect
 import re
 import threading
 import warnings
 import zipfile
+from pathlib import Path
+from typing import ClassVar
 
 import equinox as eqx
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
 import ogbench
 import pytest
 
+from floq_eqx.cli import main
 from floq_eqx.data import (
     Batch,
     DatasetName,
@@ -25,6 +31,7 @@ from floq_eqx.data import (
     collect_dataset,
     dataset_names,
     fetch_dataset,
+    fetching,
     load_dataset,
     make_environment,
     parse_name,
@@ -683,21 +690,88 @@ def test_rewards_of_another_kind(arrays, tmp_path):
 # ------------------------------------------------------------------------------------- fetching
 
 
+@pytest.fixture(autouse=True)
+def _no_other_sources(monkeypatch):
+    monkeypatch.setattr(fetching, "SOURCES", ())
+
+
 class _Handler(http.server.SimpleHTTPRequestHandler):
+    """A server with ranges, which keeps what it was asked for; `Fails` changes one answer."""
+
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+    version = '"first"'
+
     def log_message(self, format, *args):
         pass
 
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        type(self).asked.append((self.path, wanted))
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content, start = path.read_bytes(), 0
+        if wanted and self.headers.get("If-Range") == self.version and self.ranges:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        self.answer(content, start)
+
+    ranges = True
+
+    def answer(self, content, start, sent=None):
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("ETag", self.version)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:] if sent is None else content[start : start + sent])
+
 
 class _HangsUp(_Handler):
-    """Announces the whole file, sends half of it, and closes."""
+    """Sends at most a third of the file, and closes."""
 
-    def copyfile(self, source, outputfile):
-        content = source.read()
-        outputfile.write(content[: len(content) // 2])
+    def answer(self, content, start, sent=None):
+        super().answer(content, start, sent=len(content) // 3)
+
+
+class _WithoutRanges(_HangsUp):
+    ranges = False
+
+
+class _Html(_Handler):
+    def answer(self, content, start, sent=None):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(b"<!DOCTYPE html><p>We moved.")
+
+
+class _HtmlInDisguise(_Handler):
+    def answer(self, content, start, sent=None):
+        super().answer(b" <html>We moved.", 0)
+
+
+class _Hub(_Handler):
+    """Redirects to another address, and says what the file's hash is."""
+
+    sha256 = "0" * 64
+
+    def do_GET(self):
+        if self.path.startswith("/files"):
+            self.path = self.path.removeprefix("/files")
+            super().do_GET()
+            return
+        self.send_response(302)
+        self.send_header("X-Linked-ETag", f'"{self.sha256}"')
+        self.send_header("Location", f"/files{self.path}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
 
 @contextlib.contextmanager
 def _serve(folder, handler=_Handler):
+    handler.asked.clear()
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
     ) as server:
@@ -714,16 +788,27 @@ def _folder(path):
     return sorted(item.name for item in path.iterdir())
 
 
+def _seen(path):
+    """What is not hidden."""
+    return [name for name in _folder(path) if not name.startswith(".")]
+
+
 BOTH = [f"{MAZE_DATASET}-val.npz", f"{MAZE_DATASET}.npz"]
 
 
-def test_fetch_over_http(maze_file, tmp_path):
-    with _serve(maze_file.parent) as address:
-        path = fetch_dataset(MAZE, tmp_path / "new", mirror=f"{address}/")
-    assert path == tmp_path / "new" / f"{MAZE_DATASET}.npz"
-    assert _folder(path.parent) == BOTH
+def _assert_fetched(folder, maze_file):
+    assert _folder(folder) == BOTH
     for name in BOTH:
-        assert (path.parent / name).read_bytes() == (maze_file.parent / name).read_bytes()
+        assert (folder / name).read_bytes() == (maze_file.parent / name).read_bytes()
+
+
+def test_fetch_over_http(maze_file, tmp_path):
+    lines = []
+    with _serve(maze_file.parent) as address:
+        path = fetch_dataset(MAZE, tmp_path / "new", mirror=f"{address}/", report=lines.append)
+    assert path == tmp_path / "new" / f"{MAZE_DATASET}.npz"
+    assert lines == [f"trying {address}/{name}" for name in BOTH]
+    _assert_fetched(path.parent, maze_file)
     # The server is gone: what is there already is not fetched again.
     assert fetch_dataset(MAZE, tmp_path / "new", mirror=address) == path
 
@@ -735,14 +820,99 @@ def test_load_fetches_from_a_mirror(maze_file, tmp_path):
     assert eqx.tree_equal(data, load_dataset(MAZE, path=maze_file))
 
 
-def test_server_hangs_up(maze_file, tmp_path):
-    message = r"stopped after \d+ of \d+ bytes.*mirror"
+def test_sources_in_order(maze_file, tmp_path, monkeypatch):
+    lines = []
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with _serve(empty, type("First", (_Handler,), {})) as first, _serve(maze_file.parent) as second:
+        monkeypatch.setattr(fetching, "SOURCES", (first, second))
+        fetch_dataset(MAZE, tmp_path / "new", mirror=empty.as_uri(), report=lines.append)
+    _assert_fetched(tmp_path / "new", maze_file)
+    tried = [line for line in lines if line.startswith("trying")]
+    assert tried[:3] == [f"trying {at}/{BOTH[0]}" for at in (empty.as_uri(), first, second)]
+    assert "404" in lines[3]
+    assert fetching.SERVER.startswith("https:")
+
+
+def test_a_download_goes_on_where_it_broke_off(maze_file, tmp_path):
+    size = (maze_file.parent / BOTH[0]).stat().st_size
+    with _serve(maze_file.parent, _HangsUp) as address:
+        # Three tries bring nearly all of it, each from where the last one ended.
+        with pytest.raises(ConnectionError, match=r"stopped after \d+ of \d+ bytes.*mirror"):
+            fetch_dataset(MAZE, tmp_path, mirror=address)
+        assert [asked for _, asked in _HangsUp.asked] == [
+            None,
+            *(f"bytes={number * (size // 3)}-" for number in (1, 2)),
+        ]
+        assert _seen(tmp_path) == []
+        # Another process, later, takes the rest; its second file comes in three tries and one.
+        with pytest.raises(ConnectionError, match="stopped after"):
+            fetch_dataset(MAZE, tmp_path, mirror=address)
+        assert _HangsUp.asked[3][1] == f"bytes={3 * (size // 3)}-"
+        assert _seen(tmp_path) == BOTH[:1]
+        fetch_dataset(MAZE, tmp_path, mirror=address)
+    _assert_fetched(tmp_path, maze_file)
+
+
+def test_a_file_that_changed_meanwhile_begins_anew(maze_file, tmp_path, monkeypatch):
+    with _serve(maze_file.parent, _HangsUp) as address:
+        with pytest.raises(ConnectionError):
+            fetch_dataset(MAZE, tmp_path, mirror=address)
+        monkeypatch.setattr(_HangsUp, "answer", _Handler.answer)
+        monkeypatch.setattr(_HangsUp, "version", '"second"')
+        fetch_dataset(MAZE, tmp_path, mirror=address)
+    _assert_fetched(tmp_path, maze_file)
+
+
+def test_a_server_without_ranges(maze_file, tmp_path, monkeypatch):
+    with _serve(maze_file.parent, _WithoutRanges) as address:
+        with pytest.raises(ConnectionError, match="stopped after"):
+            fetch_dataset(MAZE, tmp_path, mirror=address)
+        monkeypatch.setattr(_WithoutRanges, "answer", _Handler.answer)
+        fetch_dataset(MAZE, tmp_path, mirror=address)
+    _assert_fetched(tmp_path, maze_file)
+
+
+@pytest.mark.parametrize(("handler", "told"), [(_Html, ", from http"), (_HtmlInDisguise, "")])
+def test_a_web_page_is_no_dataset(maze_file, tmp_path, handler, told):
     with (
-        _serve(maze_file.parent, _HangsUp) as address,
-        pytest.raises(ConnectionError, match=message),
+        _serve(maze_file.parent, handler) as address,
+        pytest.raises(ConnectionError, match=f"a web page came instead of the file{told}"),
     ):
         fetch_dataset(MAZE, tmp_path, mirror=address)
     assert _folder(tmp_path) == []
+
+
+def test_what_the_hub_says_of_a_file_is_checked(maze_file, tmp_path, monkeypatch):
+    with _serve(maze_file.parent, _Hub) as address:
+        with pytest.raises(ConnectionError, match="its SHA-256 is another"):
+            fetch_dataset(MAZE, tmp_path, mirror=address)
+        assert _folder(tmp_path) == []
+        for name in BOTH:
+            content = (maze_file.parent / name).read_bytes()
+            monkeypatch.setattr(_Hub, "sha256", hashlib.sha256(content).hexdigest())
+            with contextlib.suppress(ConnectionError):
+                fetch_dataset(MAZE, tmp_path, mirror=address)
+    _assert_fetched(tmp_path, maze_file)
+
+
+def test_one_process_fetches_at_a_time(maze_file, tmp_path):
+    with (
+        filelock.FileLock(tmp_path / f".{BOTH[0]}.lock"),
+        pytest.raises(BlockingIOError, match="Another process is fetching"),
+    ):
+        fetch_dataset(MAZE, tmp_path, mirror=maze_file.parent.as_uri())
+    assert _seen(tmp_path) == []
+
+
+def test_a_full_disk(maze_file, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetching.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch_dataset(MAZE, tmp_path, mirror=maze_file.parent.as_uri())
+    assert _seen(tmp_path) == []
 
 
 def test_file_is_not_on_the_server(tmp_path):
@@ -751,7 +921,7 @@ def test_file_is_not_on_the_server(tmp_path):
         pytest.raises(ConnectionError, match=r"404.*collect it with"),
     ):
         fetch_dataset(MAZE, tmp_path / "new", mirror=address)
-    with pytest.raises(ConnectionError, match="Could not fetch file:"):
+    with pytest.raises(ConnectionError, match=r"Could not fetch .*file:"):
         fetch_dataset(MAZE, tmp_path / "new", mirror=tmp_path.as_uri())
     assert _folder(tmp_path / "new") == []
 
@@ -765,8 +935,8 @@ def test_server_is_down(tmp_path):
 
 
 def test_server_sends_something_else(tmp_path):
-    (tmp_path / BOTH[0]).write_text("<html>moved</html>")
-    with pytest.raises(ValueError, match="not a dataset: File is not a zip file"):
+    (tmp_path / BOTH[0]).write_text("moved")
+    with pytest.raises(ConnectionError, match="not a dataset: File is not a zip file"):
         fetch_dataset(MAZE, tmp_path / "new", mirror=tmp_path.as_uri())
     assert _folder(tmp_path / "new") == []
 
@@ -777,7 +947,7 @@ def test_corrupt_member_is_not_kept(arrays, tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 0xFF  # amid the numbers, far from any header
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="not a dataset"):
+    with pytest.raises(ConnectionError, match="not a dataset"):
         fetch_dataset(MAZE, tmp_path / "new", mirror=tmp_path.as_uri())
     assert _folder(tmp_path / "new") == []
 
@@ -790,6 +960,23 @@ def test_slow_server(tmp_path):
         with pytest.raises(ConnectionError, match="timed out"):
             fetch_dataset(MAZE, tmp_path, mirror=mirror, timeout=0.2)
     assert _folder(tmp_path) == []
+
+
+def test_the_command_says_what_data_are(maze_file, tmp_path, capsys):
+    name = maze_file.parent / f"{MAZE_DATASET}.npz"
+    assert main(["data", MAZE, "--data", str(maze_file.parent)]) == 0
+    where, rows, rewards = capsys.readouterr().out.splitlines()
+    digest = hashlib.sha256(name.read_bytes()).hexdigest()
+    assert where == f"{name}: {name.stat().st_size:,} bytes, SHA-256 {digest}"
+    assert rows.startswith("5,980 transitions in 20 trajectories, the longest of 299; observ")
+    assert f"rewards of {MAZE}: -1 to 0; its goal is reached in " in rewards
+    assert main(["data", MAZE_DATASET, "--data", str(tmp_path)]) == 1
+    missing = capsys.readouterr().err
+    assert "--fetch downloads it; or collect it with" in missing
+    words = ["--data", str(tmp_path), "--fetch", "--mirror", maze_file.parent.as_uri()]
+    assert main(["data", MAZE_DATASET, *words]) == 0
+    assert "trying file:" in capsys.readouterr().out
+    assert main(["data", MAZE, "--mirror", "file:///"]) == 1
 
 
 @pytest.mark.parametrize(

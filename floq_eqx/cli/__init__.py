@@ -18,6 +18,7 @@ COMMANDS = {
     "finetune": "go on online where another run ended",
     "evaluate": "run a trained policy",
     "collect": "collect or fetch a dataset",
+    "data": "say where a dataset lies and what it holds, or fetch it",
     "plot": "draw learning curves",
     "solvers": "compare ODE solvers on the field of a run, or of a problem with a known Q",
 }
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise nearest("command", command, COMMANDS)
         with warnings.catch_warnings(), stopping():
             warnings.showwarning = note
-            if command not in ("collect", "plot") and not {"-h", "--help"} & set(rest):
+            if command not in ("collect", "data", "plot") and not {"-h", "--help"} & set(rest):
                 _check_device()
             importlib.import_module(f".{command}", __name__).run(rest)
     except KeyboardInterrupt as interrupt:

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> None:
         fetch: bool = False
         """Download the published files instead of collecting."""
         mirror: str | None = None
-        """With --fetch: the address to download from, instead of OGBench's server."""
+        """With --fetch: the address of a folder that is tried before OGBench's server."""
 
     options = tyro.cli(Collect, prog="floq collect", args=arguments)
     if options.mirror is not None and not options.fetch:
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
             raise ValueError(f"--{option} is for collecting: leave it out to --fetch.")
     name = parse_name(options.env).dataset
     if options.fetch:
-        path = fetch_dataset(name, options.out, mirror=options.mirror)
+        path = fetch_dataset(name, options.out, mirror=options.mirror, report=say)
     else:
         path = Path(options.out).expanduser() / f"{name}.npz"
         collect_dataset(
