@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from floq_eqx.agents import to_plain
 from floq_eqx.cli import main
-from floq_eqx.data import Trajectories, load_own
+from floq_eqx.data import Replay, Trajectories, load_own
 from floq_eqx.data.own import is_own
-from floq_eqx.training import Run, TrainConfig, train
+from floq_eqx.training import OnlineConfig, Run, TrainConfig, finetune, train
+from floq_eqx.training.beginning import find_data
 
 from .runs import small_agent
 
@@ -401,6 +402,22 @@ def test_a_run_with_an_environment_of_its_own(pendulum, tmp_path):
     assert not (tmp_path / "b" / "config.json").exists()
 
 
+def test_going_on_online_from_own_data(pendulum, tmp_path):
+    asked = config(pendulum, environment="Pendulum-v1", evaluation_episodes=1, num_updates=10)
+    train(asked, tmp_path / "a", progress=False)
+    online = OnlineConfig(num_steps=10, capacity=50)
+    run = finetune(tmp_path / "a", tmp_path / "b", online, progress=False)
+    # Beside what it collects, the buffer has the data; windows of both can be drawn.
+    data = find_data(run.config)
+    replay = run.restore_replay(Replay.from_data(data, len(data) + 50))
+    assert int(replay.size) == len(data) + 10
+    assert replay.ahead[: len(data)].sum() == (data.left > 1).sum()
+    assert replay.ahead[len(data) : len(data) + 9].tolist() == [1] * 9
+    alone = OnlineConfig(num_steps=10, capacity=50, offline_data="none")
+    run = finetune(tmp_path / "a", tmp_path / "c", alone, progress=False)
+    assert run.config.data is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -411,6 +428,14 @@ def test_a_run_with_an_environment_of_its_own(pendulum, tmp_path):
         ({"environment": "none", "action_low": 2.0}, "Needs action_low < action_high"),
         ({"environment": "Pendulum-v1", "action_low": -2.0}, "the environment has bounds"),
         ({"action_low": -2.0}, "action_low = -2.0 means nothing where the data are OGBench's"),
+        (
+            {"environment": "none", "online": OnlineConfig()},
+            "There is no environment to learn online in",
+        ),
+        (
+            {"environment": "Pendulum-v1", "online": OnlineConfig(), "reward_shift": 1.0},
+            "the environment's rewards are as they are",
+        ),
     ],
 )
 def test_configurations_that_make_no_sense(changes, message):

@@ -49,7 +49,7 @@ class OnlineConfig:
     - `capacity`: how many transitions collected online are kept; the offline data come on top.
     - `offline_data`: in one `buffer` with the online data (floq, FQL), a `mixture` of which
         `offline_fraction` of each batch is offline data (RLPD, arXiv 2302.02948), or `none` of it.
-        Environments that are not OGBench's have none.
+        Environments that are not OGBench's have none but own data.
     - `offline_fraction`: the share of offline data in a batch of a mixture, in [0, 1].
     - `keep_offline`: whether a full buffer keeps the offline data and replaces the oldest online
         data; otherwise the oldest go first, which are the offline data.
@@ -177,7 +177,7 @@ class TrainConfig:
             raise ValueError(f"num_kept = {self.num_kept} means nothing where keep is 'all'.")
         if self.environment in dataset_names():
             self._check_ogbench()
-        elif self.online is not None:
+        elif self.online is not None and self.data is None:
             self._check_without_data(self.online)
         else:
             self._check_own()
@@ -198,7 +198,7 @@ class TrainConfig:
     @property
     def own_data(self) -> bool:
         """Whether it learns from a file of people's own, not OGBench's."""
-        return self.online is None and self.environment not in dataset_names()
+        return self.data is not None and self.environment not in dataset_names()
 
     @property
     def evaluates(self) -> bool:
@@ -226,6 +226,14 @@ class TrainConfig:
             )
         if self.reward_scale == 0:
             raise ValueError("reward_scale = 0 would make all rewards equal.")
+        if self.online is not None:
+            where = "online, where the environment's rewards are as they are"
+            check_unused(self, where, "reward_scale", "reward_shift")
+            if not self.evaluates:
+                raise ValueError(
+                    "There is no environment to learn online in: give one (--env), or leave the "
+                    "part online out."
+                )
         if self.evaluates:
             check_unused(self, "where the environment has bounds", "action_low", "action_high")
             return
@@ -301,7 +309,8 @@ class TrainConfig:
         if self.online is None:
             return True
         offline = self.num_updates > 0 and self.online.start is None
-        mixed = self.online.offline_data != "none" and self.environment in dataset_names()
+        has = self.own_data or self.environment in dataset_names()
+        mixed = self.online.offline_data != "none" and has
         return offline or mixed
 
     @property
