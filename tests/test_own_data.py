@@ -67,11 +67,18 @@ def test_a_cut_off_episode_ends_before_its_last_step():
 
 
 def test_next_observations_keep_every_step():
-    given = arrays()
+    given, told = arrays(), []
     following = np.concatenate([given["observations"][1:], np.zeros((1, 2), np.float32)])
     following[2] = 7
     data = of(given | {"next_observations": following})
     assert data.left.tolist() == [3, 2, 1, 4, 3, 2, 1]
+    apart = following.copy()
+    apart[4] += 1
+    of(given | {"next_observations": apart}, report=told.append)
+    assert told == [
+        "1 of 7 steps end a trajectory where nothing says so: their `next_observations` are not "
+        "the next row"
+    ]
     np.testing.assert_array_equal(data.next_observation, following)
     # With a next action, which no algorithm has after a cut, that step is left out again.
     lines = []
@@ -307,7 +314,7 @@ def test_minari(collected, tmp_path):
     assert data.mask.tolist() == [1] * 10
     run = train(config("minari:pendulum/short-v0", environment="none"), tmp_path / "a")
     assert run.config.data == "minari:pendulum/short-v0"
-    assert is_own(run.config.data)
+    assert is_own("minari:pendulum/short-v0")
 
 
 @pytest.mark.filterwarnings("ignore")

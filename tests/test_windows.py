@@ -408,6 +408,15 @@ def test_learning_online_in_chunks(lengths):
     assert set(steps.tolist()) == {1.0, 2.0, 3.0}
 
 
+def test_a_buffer_of_transitions_alone_is_refused():
+    _, environments = told(5)
+    agent = small(qc, chunk=3)
+    replay = Replay.from_data(numbered([4]).transitions(), 20)
+    options = {"num_steps": 9, "batch_size": 4, "key": KEY}
+    with pytest.raises(ValueError, match=r"make it with Replay.from_data of Trajectories"):
+        fit_online(agent, agent.init(2, 1, key=KEY), replay, environments, **options)
+
+
 def test_the_papers_two_policies():
     assert qc().recipe == "qc"
     best = Selection(32)

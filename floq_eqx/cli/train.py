@@ -126,6 +126,7 @@ def _first(arguments: list[str]) -> Any:
         agent: str | None = None
         env: str | None = None
         data: str | None = None
+        rewards: str | None = None
         preset: str | None = None
         out: str | None = None
         online_steps: int | None = None
@@ -143,7 +144,9 @@ def _options(first: Any) -> _Options:
     from ..presets import Preset
 
     environment = first.env or TrainConfig().environment
-    if first.env is None and first.data is not None and is_own(first.data):
+    # A file's own rewards are asked for of an OGBench environment.
+    theirs = first.env is None and first.data is not None and first.rewards is None
+    if theirs and is_own(first.data):
         environment = NO_ENVIRONMENT
     name = first.preset or "laptop"
     if name not in typing.get_args(Preset):

@@ -236,7 +236,13 @@ def trajectories_of(
     following = given.get("next_observations")
     if following is not None:
         # Data of which a part was left out have steps that no other one follows.
-        cut[:-1] |= (following[:-1] != observations[1:]).any(axis=1)
+        apart = (following[:-1] != observations[1:]).any(axis=1)
+        if alone := int((apart & ~(terminals | cut)[:-1]).sum()):
+            report(
+                f"{alone} of {count} steps end a trajectory where nothing says so: their "
+                "`next_observations` are not the next row"
+            )
+        cut[:-1] |= apart
     ends = terminals | cut
     if not ends.any():
         raise ValueError(

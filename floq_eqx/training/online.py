@@ -115,6 +115,12 @@ def fit_online(
     for data in (replay.data, offline):
         if data is not None:
             check_fits(agent, data)
+    held = int(replay.size)
+    if agent.windows()["length"] > 1 and held and not np.any(replay.ahead[:held]):
+        raise ValueError(
+            f"{agent.name} learns from windows of several steps, and of the replay's transitions "
+            "it is not known which follows which: make it with Replay.from_data of Trajectories."
+        )
     agent.check_decay(state, max(0, num_steps - max(start, warmup)) * utd)
     callbacks = tuple(callbacks)
     # Copies, since the loop writes both in place.
