@@ -31,6 +31,7 @@ from floq_eqx.agents import (
     SoftReturnFlow,
 )
 from floq_eqx.analysis import solver_study
+from floq_eqx.cli.output import say
 from floq_eqx.networks import MLPConfig, ResidualConfig
 from floq_eqx.presets import published
 from floq_eqx.recording import record
@@ -657,7 +658,9 @@ def test_collect(capsys, monkeypatch, tmp_path):
     assert calls.pop() == (("cube-single-play-v0", path), options)
     words = ["collect", CUBE, "--out", str(tmp_path), "--fetch", "--mirror", "file:///x"]
     assert floq(capsys, *words) == (0, "wrote fetched.npz\n", "")
-    assert calls.pop() == (("cube-single-play-v0", str(tmp_path)), {"mirror": "file:///x"})
+    (arguments, options) = calls.pop()
+    assert arguments == ("cube-single-play-v0", str(tmp_path))
+    assert options == {"mirror": "file:///x", "report": say}
 
 
 def test_progress_is_for_terminals(data, tmp_path):

@@ -209,7 +209,7 @@ def test_what_cannot_be_learned_online():
         dataclasses.replace(scratch(), agent=rebrac())
     with pytest.raises(ValueError, match="learning rate is zero before the run of"):
         dataclasses.replace(scratch(), agent=fql(decay_updates=10))
-    with pytest.raises(ValueError, match=r"Unknown dataset 'Line-v0'.*online, from scratch"):
+    with pytest.raises(ValueError, match=r"Unknown dataset 'Line-v0'.*learn online in it"):
         TrainConfig(environment="Line-v0")
     with pytest.raises(ValueError, match="Nowhere-v0' is neither"):
         train(dataclasses.replace(scratch(), environment="Nowhere-v0"), "nowhere")

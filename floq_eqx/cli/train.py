@@ -145,8 +145,8 @@ def _options(first: Any) -> _Options:
 
     environment = first.env or TrainConfig().environment
     # A file's own rewards are asked for of an OGBench environment.
-    theirs = first.env is None and first.data is not None and first.rewards is None
-    if theirs and is_own(first.data):
+    named = first.env is not None or first.rewards is not None
+    if not named and first.data is not None and is_own(first.data):
         environment = NO_ENVIRONMENT
     name = first.preset or "laptop"
     if name not in typing.get_args(Preset):
@@ -154,12 +154,12 @@ def _options(first: Any) -> _Options:
     agent, label = _agent(first)
     stem = environment.removesuffix("-v0").replace("/", "-").replace(":", "-")
     alone = first.seeds is None and not first.sweep
-    named: Any = agent
+    trained: Any = agent
     asked = (first.agent, first.critic_kind, first.policy_kind)
     if first.resume and first.out and asked == (None, None, None):
         for folder in runs_below(first.out)[:1]:
-            named = Run(folder).config.agent
-    runs = members(named, first.seeds, first.seed, first.sweep)
+            trained = Run(folder).config.agent
+    runs = members(trained, first.seeds, first.seed, first.sweep)
     default = f"runs/{stem}-{label}-{name}"
     places = (
         [Path(first.out)]

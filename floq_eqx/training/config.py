@@ -1,6 +1,7 @@
 """What a run is asked to do."""
 
 import dataclasses
+import difflib
 from typing import Annotated, Any, Literal, TypeAlias
 
 from .._checks import check_fields, check_kind, check_sizes, check_unused, nearest
@@ -207,7 +208,9 @@ class TrainConfig:
 
     def _check_own(self) -> None:
         """Raises for what makes no sense with own data."""
-        if self.data is None:
+        # A name that nearly is OGBench's is none of another environment.
+        near = difflib.get_close_matches(self.environment, dataset_names(), n=1, cutoff=0.8)
+        if self.data is None or near:
             try:
                 parse_name(self.environment)
             except ValueError as error:
