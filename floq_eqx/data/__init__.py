@@ -3,6 +3,7 @@
 from .checks import (
     check_batch as check_batch,
     check_data as check_data,
+    check_windows as check_windows,
     fingerprint as fingerprint,
     reward_range as reward_range,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Trajectories",
     "check_batch",
     "check_data",
+    "check_windows",
     "collect_dataset",
     "dataset_names",
     "fetch_dataset",

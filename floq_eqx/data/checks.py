@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .transitions import Batch
-from .windows import Data
+from .windows import Data, Trajectories
+
+ACTION_MARGIN = 1e-5
+"""How far loaded actions stay from ±1, as in FQL's data loading and floq's: at the very edge the
+log-density under a squashed policy is infinite."""
 
 
 def check_batch(data: Data) -> None:
@@ -57,6 +61,17 @@ def check_data(data: Data) -> None:
             f"Masks must lie in [0, 1], got {mask[first]!s} in {int(outside.sum())} of {len(data)} "
             f"transitions, first in number {first}: a mask is 0 where the next state is terminal, "
             "else 1."
+        )
+
+
+def check_windows(data: Trajectories, length: int) -> None:
+    """Raises a `ValueError` if no trajectory has as many steps as a window."""
+    longest = int(jnp.max(data.left, initial=0))
+    if longest < length:
+        raise ValueError(
+            f"A window of {length} steps is longer than every trajectory of the data, of which the "
+            f"longest has {longest}: take shorter windows, or see that trajectories end where "
+            "they do."
         )
 
 

@@ -15,16 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .checks import check_data
+from .checks import ACTION_MARGIN, check_data
 from .fetching import DEFAULT_DIRECTORY, dataset_paths, fetch_dataset, how_to_get
 from .files import check_file, short, validation_path
 from .names import DatasetName, parse_name
 from .ogbench import make_environment, ogbench_module
 from .windows import Trajectories
-
-# Actions at the very edge have infinite log-density under a squashed policy; FQL's data loading
-# keeps this distance, and floq's with it.
-_ACTION_MARGIN = 1e-5
 
 
 def load_dataset(
@@ -117,7 +113,7 @@ def load_dataset(
             )
             _say_unused(own, valid, rows, name, file)
 
-    action = np.clip(raw["actions"], -1.0 + _ACTION_MARGIN, 1.0 - _ACTION_MARGIN)
+    action = np.clip(raw["actions"], -1.0 + ACTION_MARGIN, 1.0 - ACTION_MARGIN)
     data = Trajectories.of_rows(
         raw["observations"],
         action,
@@ -243,5 +239,5 @@ def _check_values(raw: dict[str, np.ndarray], valid: np.ndarray, file: Path) -> 
                 f"steps, first in number {int(np.argmin(finite))}. Collect or fetch it again."
             )
     largest = np.abs(raw["actions"]).max()
-    if largest > 1.0 + _ACTION_MARGIN:
+    if largest > 1.0 + ACTION_MARGIN:
         raise ValueError(f"{file}: actions must lie in [-1, 1], got {largest!s}; rescale them.")

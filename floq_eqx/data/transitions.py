@@ -1,6 +1,7 @@
 """Transitions as arrays: the batch that every agent's update takes."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -30,6 +31,18 @@ class Batch(eqx.Module):
     next_action: Float[Array, "batch action"] | None = None
     discount: Float[Array, "batch"] | None = None
     valid: Float[Array, "batch chunk"] | None = None
+
+    @staticmethod
+    def from_arrays(
+        observations: Any, actions: Any, rewards: Any, *args: Any, **named: Any
+    ) -> "Batch":
+        """Your own transitions: those of [`floq_eqx.data.Trajectories.from_arrays`][], which takes
+        the same arguments, with an array of its own for each of their parts.
+        """
+        from .windows import Trajectories
+
+        made = Trajectories.from_arrays(observations, actions, rewards, *args, **named)
+        return made.transitions()
 
     def __len__(self) -> int:
         return self.reward.shape[0]

@@ -10,7 +10,7 @@ Source: the released code of Q-chunking, arXiv 2507.07969, and of QAM, whose win
 trajectory ends.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._types import FloatLike, Key
+from .._types import FloatLike, Key, Number
 from .transitions import Batch
 
 
@@ -73,6 +73,77 @@ class Trajectories(eqx.Module):
         return Trajectories(
             *(jnp.asarray(x, jnp.float32) for x in (states, actions, reward, mask)),
             *(jnp.asarray(x, jnp.int32) for x in (row, left)),
+            with_next_action=with_next_action,
+        )
+
+    @staticmethod
+    def from_arrays(
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        terminals: Any = None,
+        *,
+        timeouts: Any = None,
+        truncations: Any = None,
+        masks: Any = None,
+        next_observations: Any = None,
+        episode_lengths: Any = None,
+        action_low: Any = None,
+        action_high: Any = None,
+        reward_scale: Number = 1.0,
+        reward_shift: Number = 0.0,
+        with_next_action: bool = False,
+    ) -> "Trajectories":
+        """Your own data: a row for each step, in the order of time.
+
+        Numbers are of any real type, flags also booleans, and columns of shape [N, 1] or [N]. A
+        trajectory ends where a flag or a length says so, and where `next_observations` is not the
+        next row's observation; the last row always ends one. A step that does has
+        `next_observations` as its next state. Without these, a step of mask 0 is its own next
+        state, which is never looked at; one of another mask is no transition, as what comes after
+        it is not known: a warning counts those.
+
+        **Arguments:**
+
+        - `observations`, `actions`, `rewards`: of each step; those of two dimensions are flattened.
+        - `terminals`: whether a step ends in a terminal state, and a trajectory with it.
+        - `timeouts`, `truncations`: whether a trajectory ends with a step for another reason. The
+            two are names of one thing.
+        - `masks`: 0 where the next state has no value, else 1; by default 1 - `terminals`. Give
+            them where `terminals` only end trajectories, as in OGBench's files.
+        - `next_observations`: the state after each step.
+        - `episode_lengths`: the number of steps of each trajectory.
+        - `action_low`, `action_high`: the bounds of the actions, a number or one for each
+            component, which become -1 and 1; these are the default. Within them actions keep
+            1e-5 from the edge.
+        - `reward_scale`, `reward_shift`: of a reward r, the agent learns scale · r + shift.
+        - `with_next_action`: whether batches have the data's next action. Transitions whose next
+            action is not known and whose mask is not 0 are left out then, and counted.
+
+        **Returns:** all transitions, in float32 and in the order of time.
+
+        **Raises:** `ValueError` that names the array, the first row at fault and the remedy:
+        lengths that differ, NaN, flags that are none, actions outside their bounds, no end of a
+        trajectory, discrete actions, images.
+        """
+        from .own import checked_steps
+
+        arrays = {
+            "observations": observations,
+            "actions": actions,
+            "rewards": rewards,
+            "terminals": terminals,
+            "timeouts": timeouts,
+            "truncations": truncations,
+            "masks": masks,
+            "next_observations": next_observations,
+            "episode_lengths": episode_lengths,
+        }
+        return checked_steps(arrays).trajectories(
+            action_low=action_low,
+            action_high=action_high,
+            reward_scale=reward_scale,
+            reward_shift=reward_shift,
             with_next_action=with_next_action,
         )
 
