@@ -16,6 +16,7 @@ from .names import (
     parse_name as parse_name,
 )
 from .ogbench import make_environment as make_environment
+from .own_files import load_own_data as load_own_data
 from .replay import (
     Collected as Collected,
     Replay as Replay,
@@ -45,6 +46,7 @@ __all__ = [
     "fetch_dataset",
     "fingerprint",
     "load_dataset",
+    "load_own_data",
     "make_environment",
     "parse_name",
     "reward_range",

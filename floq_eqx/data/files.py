@@ -14,8 +14,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 # Deflate cannot pack more than about 1032 bytes into one (zlib's technical details).
-_MAX_DEFLATE_RATIO = 1040
+MAX_DEFLATE_RATIO = 1040
+"""How many bytes a byte of a packed file can become."""
 _STALE_SECONDS = 3600.0
+
+
+def cache_directory() -> Path:
+    """Where files are kept that can be made again: `floq_eqx` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "floq_eqx"
 
 
 def validation_path(path: Path) -> Path:
@@ -97,7 +103,7 @@ def check_file(path: str | os.PathLike[str], *, thorough: bool = False) -> dict[
                     size = offset + math.prod(shape) * dtype.itemsize
                     packed = min(info.compress_size, room)
                     room -= packed  # No two arrays are packed in the same place.
-                    if size != info.file_size or size > _MAX_DEFLATE_RATIO * (packed + 64):
+                    if size != info.file_size or size > MAX_DEFLATE_RATIO * (packed + 64):
                         raise ValueError(
                             f"`{name}` announces {shape} of {dtype}, {size} bytes with its header, "
                             f"but the file holds {info.file_size} ({packed} packed) for it"
