@@ -28,7 +28,7 @@ from floq_eqx.evaluation import evaluate, make_environments
 from floq_eqx.networks import MLPConfig
 from floq_eqx.presets import laptop, small
 from floq_eqx.training import train_steps
-from floq_eqx.training.beginning import find_data
+from floq_eqx.training.gathering import find_data
 
 TASK = "cube-single-play-singletask-task1-v0"
 UPDATES, BATCH, EPISODES, WIDTH = 30_000, 128, 50, 128

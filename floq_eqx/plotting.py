@@ -85,7 +85,10 @@ def compare(
     tables = [run.table("evaluation.csv") for run in runs]
     empty = [str(run.folder) for run, rows in zip(runs, tables, strict=True) if not rows]
     if empty or not tables:
-        raise ValueError(f"Nothing to plot: no evaluation yet in {', '.join(empty) or 'no run'}.")
+        raise ValueError(
+            f"Nothing to plot: no evaluation yet in {', '.join(empty) or 'no run'}; there is none "
+            "where a run has no environment."
+        )
     members = [_Member.of(run, rows, x) for run, rows in zip(runs, tables, strict=True)]
     if aggregate is None:
         return tuple(member.curve(metric) for member in members)
@@ -150,7 +153,7 @@ def learning_curves(
     # Below the axes, where it covers no line.
     figure.set_figheight(4 + 0.2 * (len(curves) + len(references)))
     figure.legend(loc="outside lower center", fontsize="small")
-    environments = dict.fromkeys(run.config.environment for run in runs)
+    environments = dict.fromkeys(run.config.task for run in runs)
     axes.set_title("\n".join(environments), fontsize="medium")
     return _save(figure, Path(path))
 

@@ -298,7 +298,11 @@ LAPTOP: dict[str, dict[str, Any]] = {
 
 
 def laptop(
-    agent: str | ActorCritic, environment: str, *, online_steps: int | None = None
+    agent: str | ActorCritic,
+    environment: str | None,
+    *,
+    online_steps: int | None = None,
+    data: str | None = None,
 ) -> TrainConfig:
     """A small configuration: minutes on two cores, on 100 episodes that are collected first.
 
@@ -308,7 +312,9 @@ def laptop(
     **Arguments:**
 
     - `agent`: its name; or a critic and a policy of no name, which get the sizes and the schedule.
-    - `environment`: an OGBench name or, to learn online, another Gymnasium id.
+    - `environment`: an OGBench name or, to learn online or from your own data, another Gymnasium
+        id; or `None` for your own data alone.
+    - `data`: as in [`floq_eqx.training.TrainConfig`][].
     - `online_steps`: environment steps, after fewer updates offline at a constant learning rate.
         From scratch where there are no data, and by SAC's policy, of whose batches they are half.
     """
@@ -322,14 +328,15 @@ def laptop(
         agent = RECIPES[agent](**LAPTOP.get(agent, {}))
     made = small(with_options(agent, schedule))
     from_scratch = isinstance(made.policy, TanhGaussian)
-    has_data = environment in dataset_names()
+    is_ogbench = environment in dataset_names()
+    has_data = is_ogbench or data is not None
     if online is not None and has_data and from_scratch:
         online = dataclasses.replace(online, offline_data="mixture")
     lengths: dict[str, Any] = {
         "num_updates": 30_000,
         "evaluate_every": 10_000,
         "checkpoint_every": 5_000,
-        "collect_episodes": 100,
+        "collect_episodes": 100 if is_ogbench else None,
     }
     if online is not None:
         lengths |= {"num_updates": 0 if from_scratch else 20_000, "evaluate_every": 5_000}
@@ -340,12 +347,12 @@ def laptop(
             "evaluate_every": 1_000,
             "evaluation_episodes": 10,
             "checkpoint_every": 1_000,
-            "collect_episodes": None,
         }
     return TrainConfig(
         environment=environment,
         agent=made,
         online=online,
+        data=data,
         **lengths,
     )
 
@@ -368,13 +375,19 @@ def small(agent: ActorCritic) -> ActorCritic:
 
 
 def preset(
-    name: Preset, *, agent: str | ActorCritic, environment: str, online_steps: int | None = None
+    name: Preset,
+    *,
+    agent: str | ActorCritic,
+    environment: str | None,
+    online_steps: int | None = None,
+    data: str | None = None,
 ) -> TrainConfig:
     """The configuration of a preset by its name.
 
     **Arguments:** `name`; `agent`: its name or, with the laptop's preset, a critic and a policy of
     no name; `environment`: an OGBench name or, with the laptop's preset, of an environment to learn
-    online; `online_steps`: environment steps, instead of the preset's own.
+    online or from your own data, or `None`; `online_steps`: environment steps, instead of the
+    preset's own; `data`: as in [`floq_eqx.training.TrainConfig`][].
 
     **Raises:** `ValueError` for a name that is not known, with the nearest, and for an agent that
     the papers do not name.
@@ -385,7 +398,7 @@ def preset(
         "paper-online": "online",
     }
     if name == "laptop":
-        return laptop(agent, environment, online_steps=online_steps)
+        return laptop(agent, environment, online_steps=online_steps, data=data)
     if name not in variants:
         raise nearest("preset", name, get_args(Preset))
     if not isinstance(agent, str):
@@ -393,7 +406,13 @@ def preset(
             f"The papers report nothing of {agent.name}: take the laptop's preset, or one of their "
             "algorithms."
         )
+    if environment is None:
+        raise ValueError(
+            f"The preset {name} is of the papers' environments: name one (--env), or take the "
+            "laptop's for data without one."
+        )
     config = paper(agent, environment, variant=variants[name])
+    config = dataclasses.replace(config, data=data)
     if online_steps is None:
         return config
     return dataclasses.replace(config, online=OnlineConfig(num_steps=online_steps))

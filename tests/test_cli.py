@@ -241,7 +241,7 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     # No mistake here may come to light only after minutes of collecting.
-    monkeypatch.setattr("floq_eqx.training.beginning.collect_dataset", pytest.fail)
+    monkeypatch.setattr("floq_eqx.training.gathering.collect_dataset", pytest.fail)
     status, _, err = floq(capsys, *words)
     assert status == 1
     assert err.startswith("floq: error: ")

@@ -32,7 +32,7 @@ import pytest
 from floq_eqx import cli, interop
 from floq_eqx.data import fetching, files, load_dataset, loading, make_environment, parse_name
 from floq_eqx.training import Run, TrainConfig, checkpoints
-from floq_eqx.training.beginning import find_data
+from floq_eqx.training.gathering import find_data
 
 from .reference import Reference
 from .runs import FACTS, small_agent, small_config

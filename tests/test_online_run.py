@@ -203,14 +203,14 @@ def test_settings_that_make_no_sense(change, message):
 
 
 def test_what_cannot_be_learned_online():
-    with pytest.raises(ValueError, match="no offline data of it"):
-        dataclasses.replace(scratch(), num_updates=10)
+    with pytest.raises(ValueError, match="no offline data but your own"):
+        train(dataclasses.replace(scratch(), num_updates=10), "nowhere")
     with pytest.raises(ValueError, match="next action"):
         dataclasses.replace(scratch(), agent=rebrac())
     with pytest.raises(ValueError, match="learning rate is zero before the run of"):
         dataclasses.replace(scratch(), agent=fql(decay_updates=10))
-    with pytest.raises(ValueError, match=r"Unknown dataset 'Line-v0'.*online, from scratch"):
-        TrainConfig(environment="Line-v0")
+    with pytest.raises(ValueError, match=r"of Line-v0, which is not .*online, from scratch"):
+        train(TrainConfig(environment="Line-v0"), "nowhere")
     with pytest.raises(ValueError, match="Nowhere-v0' is neither"):
         train(dataclasses.replace(scratch(), environment="Nowhere-v0"), "nowhere")
 

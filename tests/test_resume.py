@@ -17,7 +17,7 @@ from floq_eqx import cli
 from floq_eqx.data import Replay, fingerprint
 from floq_eqx.evaluation import make_environments
 from floq_eqx.training import OnlineConfig, Run, checkpoints, finetune, fit, fit_online, train
-from floq_eqx.training.beginning import find_data
+from floq_eqx.training.gathering import find_data
 
 from .runs import names, same_run, small_agent, small_config
 

@@ -25,7 +25,7 @@ from floq_eqx.agents import RECIPES, TD, to_plain, with_options
 from floq_eqx.networks import MLPConfig
 from floq_eqx.presets import PAPER, laptop, paper
 from floq_eqx.training import DivergedError, Run, TrainConfig, train
-from floq_eqx.training.beginning import find_data
+from floq_eqx.training.gathering import find_data
 from floq_eqx.training.lock import locked
 from floq_eqx.training.loggers import CSVLogger
 

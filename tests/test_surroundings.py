@@ -227,10 +227,10 @@ def test_options_that_would_mean_nothing(capsys, tmp_path, data):
     pendulum = ["--agent", "sac", "--env", "Pendulum-v1", "--online-steps", "9"]
     online = ["--agent", "fql", "--online-steps", "9"]
     for words, message in [
-        ([*pendulum, "--data", data], "data = "),
+        ([*pendulum, "--data", data, "--offline-data", "none"], "data = "),
         ([*pendulum, "--success-timing", "post"], "success_timing = 'post' means nothing"),
         ([*pendulum, "--collect-episodes", "3"], "collect_episodes = 3 means nothing"),
-        ([*pendulum, "--offline-data", "mixture"], "no offline data to mix in"),
+        ([*pendulum, "--offline-data", "mixture"], "no offline data but your own"),
         (
             [*online, "--offline-fraction", "0.2"],
             "offline_fraction is for offline_data = 'mixture'",

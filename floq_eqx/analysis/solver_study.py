@@ -16,7 +16,7 @@ from ..data.transitions import Batch
 from ..data.windows import sample
 from ..modules.velocity import AbstractValueVelocity
 from ..networks import MLPConfig
-from ..training.beginning import find_data
+from ..training.gathering import find_data
 from ..training.run import Run
 from .accuracy import observed_order
 from .features import first_member
@@ -112,7 +112,7 @@ def study_run(
     comparison = compare_solvers(
         field, batch, configurations, z0=z0, candidates=candidates, progress=progress
     )
-    title = f"Solvers on {run.config.environment}, {run.folder.name}, update {int(state.step)}"
+    title = f"Solvers on {run.config.task}, {run.folder.name}, update {int(state.step)}"
     return _study(title, comparison, field, z0, batch)
 
 

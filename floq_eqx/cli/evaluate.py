@@ -11,9 +11,12 @@ from .._checks import check_sizes
 from .._types import FloatLike, Precision
 from ..agents import CRITICS, ActorCritic, Selection, with_options
 from ..agents.plain import NAMED
+from ..data import dataset_names
+from ..data.environments import boxes_of
 from ..training import Run
+from ..training.gathering import check_bounds
 from .compilation import CompilationCache, keep_compiled
-from .options import documented, values_of, with_parts_named
+from .options import documented, json_object, values_of, with_parts_named
 from .output import print_published, say
 
 
@@ -54,6 +57,10 @@ class Evaluate:
     """The number of steps after which an episode is cut off; by default the run's own."""
     precision: Precision | None = None
     """The precision of the products between hidden layers; by default the run's own."""
+    env: str | None = None
+    """The environment, if it is another than the run's: a Gymnasium id."""
+    env_kwargs: str | None = None
+    """Arguments for the environment, as JSON; by default the run's own."""
     video: str | None = None
     """Also write the first episode to this file, which ends in .gif."""
     compilation_cache: CompilationCache = True
@@ -85,8 +92,9 @@ def run(arguments: list[str]) -> None:
     if options.precision is not None:
         agent = with_options(agent, {"precision": options.precision})
     config = trained.config
-    name, timing = config.environment, options.success_timing or config.success_timing
-    shared = {"success_timing": timing, **config.environment_kwargs}
+    name, kwargs = _environment(trained, options)
+    timing = options.success_timing or config.success_timing
+    shared = {"success_timing": timing, **kwargs}
     cap = options.max_episode_steps
     cap = config.max_episode_steps if cap is None else cap
     environments = make_environments(name, min(10, options.episodes), **shared)
@@ -112,9 +120,36 @@ def run(arguments: list[str]) -> None:
             seed=options.seed,
             success_timing=timing,
             max_episode_steps=cap,
-            environment_kwargs=config.environment_kwargs,
+            environment_kwargs=kwargs,
         )
         say(f"wrote {path}")
+
+
+def _environment(run: Run, options: Evaluate) -> tuple[str, dict[str, Any]]:
+    """The environment to act in, and the arguments for it.
+
+    **Raises:** `ValueError` if there is none, or if its actions are others than the data's.
+    """
+    config = run.config
+    name = options.env or config.environment
+    if name is None:
+        raise ValueError(
+            f"{run.folder} was trained without an environment: name the one to evaluate in (--env)."
+        )
+    kwargs = config.environment_kwargs if name == config.environment else {}
+    if options.env_kwargs is not None:
+        kwargs = json_object(options.env_kwargs)
+    if name != config.environment and name not in dataset_names() and not config.is_ogbench:
+        boxes = boxes_of(name, **kwargs)
+        own = run.facts.observation_size, run.facts.action_size
+        if own != (boxes.observation_size, len(boxes.low)):
+            raise ValueError(
+                f"{run.folder} was trained on observations of {own[0]} and actions of {own[1]} "
+                f"components, and {name} has {boxes.observation_size} and {len(boxes.low)}: name "
+                "the environment that its data are of."
+            )
+        check_bounds(config, boxes)
+    return name, kwargs
 
 
 def _spelled(arguments: list[str]) -> list[str]:

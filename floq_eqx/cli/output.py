@@ -31,6 +31,9 @@ def finish(runs: Sequence[Run]) -> None:
 
 def _finish(run: Run) -> None:
     holds = "checkpoints and tables"
+    if run.config.environment is None and not run.table("evaluation.csv"):
+        say(f"done: {run.folder} holds {holds}; nothing was evaluated, without an environment")
+        return
     try:
         from ..plotting import learning_curves
 
@@ -54,6 +57,6 @@ def _finish(run: Run) -> None:
 def print_published(run: Run) -> None:
     from ..presets import published
 
-    line = published(run.config.agent_name, run.config.environment)
+    line = published(run.config.agent_name, run.config.task)
     if line and run.config.online is None:
         say(line)

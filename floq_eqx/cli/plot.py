@@ -54,7 +54,7 @@ def _published_lines(runs: Sequence[Run]) -> dict[str, float]:
     from ..presets import published_rates
 
     methods: dict[tuple[str, int], list[str]] = {}
-    for agent, name in dict.fromkeys((r.config.agent_name, r.config.environment) for r in runs):
+    for agent, name in dict.fromkeys((r.config.agent_name, r.config.task) for r in runs):
         for label, rate in published_rates(agent, name).items():
             known = methods.setdefault((parse_name(name).environment, rate), [])
             if label not in known:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from .._checks import nearest
 from ..agents import CRITICS, POLICIES, RECIPES, ActorCritic, Selection, to_plain, with_options
 from ..agents.critics import BoundedCritic
 from ..agents.recipes import composed
+from ..data.files import check_file
 from ..networks import NetworkConfig, of_kind
 from ..training import Run, StoppedRunsError, TrainConfig, train, train_many
 from ..training.loggers import LoggerName, loggers_of
@@ -34,9 +36,12 @@ from .output import finish, say
 
 GROUPS = ("run", "data", "learning", "online")
 PARTS = ("critic", "policy", "selection", "next_selection")
-_DATA = ("data", "collect_episodes", "rewards", "success_timing")
+_DATA = (
+    *("data", "collect_episodes", "rewards", "reward_scale", "reward_shift"),
+    *("action_low", "action_high", "success_timing"),
+)
 _NONE = "none"
-_DESCRIPTION = """Train an agent on an OGBench task, offline, online or both.
+_DESCRIPTION = """Train an agent on an OGBench task or your own data, offline, online or both.
 
 Add the name of a group to --help, or several, to see what its options mean. An option of a part
 can go without the part's name where only one part has it: --num-steps is --critic.num-steps."""
@@ -61,7 +66,7 @@ def run(arguments: list[str]) -> None:
     keep_compiled(parsed.compilation_cache)
     places = options.folders
     where = f"{len(places)} folders, {places[0]} and others" if places[1:] else str(places[0])
-    say(f"training {config.agent_name} on {config.environment} in {where}")
+    say(f"training {config.agent_name} on {config.task} in {where}")
     decay = config.agent.decay_updates
     if not options.stored and decay not in (None, options.defaults.agent.decay_updates):
         say(f"the learning rate falls to zero over {decay} updates (--decay-updates)")
@@ -117,6 +122,8 @@ def _first(arguments: list[str]) -> Any:
         critic_kind: Annotated[str | None, tyro.conf.arg(name="critic")] = None
         policy_kind: Annotated[str | None, tyro.conf.arg(name="policy")] = None
         agent: str | None = None
+        data: str | None = None
+        rewards: str | None = None
         env: str | None = None
         preset: str | None = None
         out: str | None = None
@@ -134,12 +141,13 @@ def _first(arguments: list[str]) -> Any:
 def _options(first: Any) -> _Options:
     from ..presets import Preset
 
-    environment = first.env or TrainConfig().environment
+    environment = _environment(first)
     name = first.preset or "laptop"
     if name not in typing.get_args(Preset):
         raise nearest("preset", name, typing.get_args(Preset))
     agent, label = _agent(first)
-    stem = environment.removesuffix("-v0").replace("/", "-").replace(":", "-")
+    subject = environment or Path(first.data or _NONE).stem
+    stem = subject.removesuffix("-v0").replace("/", "-").replace(":", "-")
     alone = first.seeds is None and not first.sweep
     named: Any = agent
     asked = (first.agent, first.critic_kind, first.policy_kind)
@@ -160,7 +168,7 @@ def _options(first: Any) -> _Options:
         _check_as_stored(first, defaults, stored)
         environment = defaults.environment
     else:
-        defaults = _preset(name, agent, environment, first.online_steps)
+        defaults = _preset(name, agent, environment, first)
     made: Any = defaults.agent
     kinds = {
         f"{part}.{network}": of_kind(getattr(getattr(made, part), network), choice.kind)
@@ -205,7 +213,7 @@ def _command(
     groups: dict[str, type],
     parts: dict[str, type],
     agent: ActorCritic,
-    environment: str,
+    environment: str | None,
     name: str,
     defaults: TrainConfig,
     stored: Path | None,
@@ -230,8 +238,9 @@ def _command(
             "How to act and to learn it, instead of the algorithm's.",
         ),
         (
-            *("env", str, environment),
-            "The single-task OGBench name or, to learn online, a Gymnasium id such as Pendulum-v1.",
+            *("env", str, environment or _NONE),
+            "The single-task OGBench name or, to learn online or from your own --data, a Gymnasium "
+            "id such as Pendulum-v1; none for your own data alone.",
         ),
         (
             *("env_kwargs", str, json.dumps(defaults.environment_kwargs)),
@@ -308,13 +317,29 @@ def _name(part: Any) -> str:
     return _NONE if part is None else to_plain(part)["kind"]
 
 
-def _preset(
-    name: str, agent: ActorCritic, environment: str, online_steps: int | None
-) -> TrainConfig:
+def _environment(first: Any) -> str | None:
+    """The environment that is asked for; without a word, your own data have none."""
+    if first.env is not None:
+        return None if first.env == _NONE else first.env
+    own = first.data is not None and first.rewards is None and _is_own(Path(first.data))
+    return None if own else TrainConfig().environment
+
+
+def _is_own(path: Path) -> bool:
+    """Whether these are not OGBench's data: a folder, or a file with the state of the simulator."""
+    path = path.expanduser()
+    if path.is_dir() or (path.suffix == ".npz" and not zipfile.is_zipfile(path)):
+        return False
+    return path.suffix != ".npz" or "qpos" not in check_file(path)
+
+
+def _preset(name: str, agent: ActorCritic, environment: str | None, first: Any) -> TrainConfig:
+    from ..data import dataset_names
     from ..presets import preset
 
     given: Any = {"agent": agent.recipe or agent, "environment": environment}
-    return preset(typing.cast(Any, name), online_steps=online_steps, **given)
+    data = None if environment in dataset_names() else first.data
+    return preset(typing.cast(Any, name), online_steps=first.online_steps, data=data, **given)
 
 
 def _check_as_stored(first: Any, stored: TrainConfig, folder: Path) -> None:
@@ -324,7 +349,7 @@ def _check_as_stored(first: Any, stored: TrainConfig, folder: Path) -> None:
         ("--agent", first.agent, stored.agent_name),
         ("--critic", first.critic_kind, _name(agent.critic)),
         ("--policy", first.policy_kind, _name(agent.policy)),
-        ("--env", first.env, stored.environment),
+        ("--env", first.env, stored.environment or _NONE),
     ):
         if given not in (None, own):
             raise ValueError(

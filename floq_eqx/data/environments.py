@@ -1,6 +1,7 @@
 """Environments of Gymnasium that are not OGBench's, in the form that agents act in."""
 
 import contextlib
+import dataclasses
 import difflib
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,40 @@ def make_box_environment(name: str, /, **kwargs: Any) -> Any:
     whose observations are images or no box, or whose actions are no box of real numbers between
     finite bounds.
     """
+    environment = _with_boxes(name, kwargs)
+    try:
+        return _as_vectors(environment)
+    except BaseException:
+        close_or_warn(f"the environment {name}", environment.close)
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """The spaces of a Gymnasium environment, before they are rescaled.
+
+    **Attributes:** the size of its flattened observations, and the bounds of each component of its
+    flattened actions.
+    """
+
+    observation_size: int
+    low: np.ndarray
+    high: np.ndarray
+
+
+def boxes_of(name: str, /, **kwargs: Any) -> Boxes:
+    """The spaces of an environment that `make_box_environment` makes, of the same arguments.
+
+    **Raises:** as there.
+    """
+    environment = _with_boxes(name, kwargs)
+    actions = environment.action_space
+    size = int(np.prod(environment.observation_space.shape))
+    close_or_warn(f"the environment {name}", environment.close)
+    return Boxes(size, *(x.astype(np.float32).reshape(-1) for x in (actions.low, actions.high)))
+
+
+def _with_boxes(name: str, kwargs: dict[str, Any]) -> Any:
     import gymnasium
 
     with making(name):
@@ -33,7 +68,7 @@ def make_box_environment(name: str, /, **kwargs: Any) -> Any:
         problem = _observation_problem(environment) or _action_problem(environment)
         if problem is not None:
             raise ValueError(f"Agents cannot act in {name}: {problem}.")
-        return _as_vectors(environment)
+        return environment
     except BaseException:
         close_or_warn(f"the environment {name}", environment.close)
         raise

@@ -6,7 +6,7 @@ Links to other files, objects, and filters that are programs of their own are ne
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -48,12 +48,12 @@ def read_hdf5(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], 
         ) from error
     try:
         with h5py.File(path, "r", locking=False) as file:
-            links = {name: file.get(name, getlink=True) for name in file}
+            links: dict[str, Any] = {n: file.get(n, getlink=True) for n in cast(Any, file)}
             linked = [n for n in names if n in links and not isinstance(links[n], h5py.HardLink)]
             if linked:
                 raise ValueError(f"`{linked[0]}` is a link to elsewhere, which is never followed")
             whole = [name for name, link in links.items() if isinstance(link, h5py.HardLink)]
-            found = {name: file[name] for name in whole}
+            found: dict[str, Any] = {name: file[name] for name in whole}
             groups = [name for name in whole if isinstance(found[name], h5py.Group)]
             _check_layout(names, whole, groups, found)
             room, out = path.stat().st_size, {}

@@ -121,7 +121,7 @@ def checked_steps(arrays: Mapping[str, Any], *, where: str = "The data") -> Step
     if missing:
         raise ValueError(
             f"{where}: there is no {', '.join(missing)}; it has "
-            f"{', '.join(sorted(map(str, arrays)))[:500] or 'nothing'}. Own data need "
+            f"{', '.join(sorted(given))[:500] or 'nothing'}. Own data need "
             f"{', '.join(REQUIRED)} and what ends a trajectory, a row for each step."
         )
     observations = _vectors("observations", given["observations"], where)
@@ -154,7 +154,7 @@ def checked_steps(arrays: Mapping[str, Any], *, where: str = "The data") -> Step
             flag = columns[name]
             _refuse(~np.isin(flag, (0, 1)), name, "is neither 0 nor 1", flag, where)
     terminal = columns.get("terminals", np.zeros(num, np.float32)) == 1
-    masks = columns.get("masks", 1.0 - terminal.astype(np.float32))
+    masks = columns["masks"] if "masks" in columns else 1.0 - terminal.astype(np.float32)
     _refuse((masks < 0) | (masks > 1), "masks", "is outside [0, 1]", masks, where)
 
     ends = terminal.copy()
@@ -251,12 +251,12 @@ def _column(name: str, value: Any, where: str) -> np.ndarray:
     return array
 
 
-def _refuse(bad: np.ndarray, name: str, what: str, values: np.ndarray, where: str) -> None:
+def _refuse(bad: Any, name: str, what: str, values: np.ndarray, where: str) -> None:
     if bad.any():
         _refuse_rows(bad, name, what, f", where it is {values[np.argmax(bad)]!s}", where)
 
 
-def _refuse_rows(bad: np.ndarray, name: str, what: str, value: str, where: str) -> None:
+def _refuse_rows(bad: Any, name: str, what: str, value: str, where: str) -> None:
     raise ValueError(
         f"{where}: `{name}` {what} in {int(bad.sum()):,} of {len(bad):,} rows, first in row "
         f"{int(np.argmax(bad))}{value}. Mend those rows, or leave their trajectories out."
@@ -318,7 +318,7 @@ def _rescaled(actions: np.ndarray, low: Any, high: Any, where: str) -> np.ndarra
     lower, upper = box(low, high, actions.shape[1], where)
     scaled = 2.0 * (actions.astype(np.float64) - lower) / (upper - lower) - 1.0
     outside = np.abs(scaled) > 1.0 + ACTION_MARGIN
-    bad = outside.any(axis=1)
+    bad = np.asarray(outside.any(axis=1))
     if bad.any():
         row = int(np.argmax(bad))
         part = int(np.argmax(outside[row]))

@@ -46,24 +46,27 @@ def load_own_data(
     whatever is wrong with the file, with the array, its row and the remedy; `OSError` if the copy
     cannot be written.
     """
+    return own_steps(source).trajectories(
+        action_low=action_low,
+        action_high=action_high,
+        reward_scale=reward_scale,
+        reward_shift=reward_shift,
+        with_next_action=with_next_action,
+        where=str(source),
+    )
+
+
+def own_steps(source: str | os.PathLike[str]) -> Steps:
+    """The steps of a file, from its converted copy if there is one.
+
+    **Raises:** as `load_own_data`.
+    """
     path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file {path}: --data takes an .npz or HDF5 file of your own, or, of "
             "OGBench's data, their file or folder."
         )
-    return _steps_of(path).trajectories(
-        action_low=action_low,
-        action_high=action_high,
-        reward_scale=reward_scale,
-        reward_shift=reward_shift,
-        with_next_action=with_next_action,
-        where=str(path),
-    )
-
-
-def _steps_of(path: Path) -> Steps:
-    """What a file holds, from its converted copy if there is one."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     copy = cache_directory() / "own" / f"{digest}-{_FORM}.npz"

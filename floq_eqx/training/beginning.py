@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import jax
 from .._types import Key
 from ..agents.actor_critic import ActorCritic
 from ..agents.agent import Agent, State
-from ..data import Data, collect_dataset, fingerprint, load_dataset, parse_name
+from ..data import Data, fingerprint
 from ..data.episodes import close_or_warn
 from ..networks import with_precision
 from .config import CHANGEABLE, TrainConfig
@@ -31,34 +29,6 @@ from .run import Facts, Run, claim, write_config
 from .watch import Watch
 
 
-def find_data(config: TrainConfig, *, progress: bool = True) -> Data:
-    """The transitions that a run trains on, collected first if that is what it asks for."""
-    load = functools.partial(
-        load_dataset,
-        config.environment,
-        with_next_action=config.agent.uses_next_action,
-        rewards=config.rewards,
-    )
-    if config.data is not None and Path(config.data).expanduser().is_dir():
-        return load(directory=config.data)
-    if config.data is not None or config.collect_episodes is None:
-        return load(path=config.data)
-    dataset = parse_name(config.environment).dataset
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "floq_eqx"
-    # Not among OGBench's own files: a shorter dataset must not pass for the published one.
-    path = cache / f"{dataset}-{config.collect_episodes}-episodes" / f"{dataset}.npz"
-    if not path.exists():
-        collect_dataset(
-            dataset,
-            path,
-            num_episodes=config.collect_episodes,
-            seed=0,
-            overwrite=True,  # the same files, which another run may have collected by now
-            progress=progress,
-        )
-    return load(path=path)
-
-
 def found_run(config: TrainConfig, folder: Path, *, resume: bool) -> Run | None:
     """The run that goes on in a folder, which has this configuration; without one, the folder is
     made for a new run.
@@ -68,6 +38,8 @@ def found_run(config: TrainConfig, folder: Path, *, resume: bool) -> Run | None:
         return None
     old = Run(folder)
     ignored = (_grows(config), *CHANGEABLE, *OF_THE_DATA)
+    if config.action_low is None:  # it takes those of the environment
+        ignored += ("action_low", "action_high")
     check_same_config(old.config, config, ignore=ignored)
     return old
 
@@ -150,6 +122,7 @@ def open_watch(
     stop: Stop,
     stack: contextlib.ExitStack,
     progress: bool,
+    environments: Any = None,
 ) -> Watch:
     """Writes what a run's folder begins with, and opens what it writes to from now on."""
     config, old = begun.config, begun.old
@@ -163,7 +136,7 @@ def open_watch(
     resume_at = None if old is None else begun.step
     logger = open_loggers(folder, loggers, resume_at=resume_at, config=config.to_plain())
     stack.callback(close_or_warn, "a logger", logger.close)
-    return Watch(
+    watch = Watch(
         run=run,
         agent=config.agent,
         writer=stack.enter_context(run.checkpoints()),
@@ -172,7 +145,11 @@ def open_watch(
         stop=stop,
         stack=stack,
         progress=progress,
+        environments=environments,
     )
+    if not watch.evaluates:
+        report("there is no environment, so nothing is evaluated: --env names one")
+    return watch
 
 
 @contextlib.contextmanager

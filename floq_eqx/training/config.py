@@ -1,10 +1,12 @@
 """What a run is asked to do."""
 
 import dataclasses
+import difflib
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from .._checks import check_fields, check_kind, check_sizes, nearest
-from .._types import Number, Range
+from .._types import Number, PositiveNumber, Range
 from ..agents import Agent, floq, from_plain, to_plain
 from ..data import dataset_names, parse_name
 
@@ -24,7 +26,8 @@ not), the decay of the learning rate, and the run that it started from once it h
 """
 
 # What a setting is that is `None` by default.
-_OPTIONAL = {"data": "", "collect_episodes": 1, "success_timing": "", "warmup": 0, "start": ""}
+_OPTIONAL = {"environment": "", "data": "", "collect_episodes": 1, "success_timing": ""}
+_OPTIONAL |= {"warmup": 0, "start": "", "action_low": [0.0], "action_high": [0.0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +93,9 @@ class TrainConfig:
 
     **Arguments:**
 
-    - `environment`: a single-task OGBench name or, for a run without offline data, the id of a
-        Gymnasium environment whose observations and actions are boxes.
+    - `environment`: a single-task OGBench name or, to learn online or from your own data, the id of
+        a Gymnasium environment whose observations and actions are boxes; `None` for your own data
+        without one, of which nothing is evaluated.
     - `agent`: the algorithm with its hyperparameters.
     - `seed`: the seed of the parameters, the batches, the noise, the environments and the
         evaluation.
@@ -108,11 +112,15 @@ class TrainConfig:
         at every evaluation then, or `all`. The last two always stay.
     - `num_kept`: the number of checkpoints that are kept as the last or the best.
     - `data`: the dataset's `.npz` file, or the folder to look for it; `None` for OGBench's own
-        folder.
+        folder. Unless the environment is OGBench's: a file of your own, `.npz` or HDF5, as
+        [`floq_eqx.data.load_own_data`][] reads it.
     - `collect_episodes`: unless `data` says where a dataset is, collect this many episodes with
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
     - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
-        `rewards` and `masks` of its `file`.
+        `rewards` and `masks` of its `file`, as your own data always do.
+    - `reward_scale`, `reward_shift`: of a reward r of the data, the agent learns scale · r + shift.
+    - `action_low`, `action_high`: the bounds of the actions in your own data, a number or one for
+        each component; by default the environment's or, without one, -1 and 1.
     - `environment_kwargs`: arguments for the environment, of any names but those that
         [`floq_eqx.evaluation.make_environments`][] has itself.
     - `success_timing`: evaluate success before a step (`pre`) or after it (`post`, as published);
@@ -120,7 +128,7 @@ class TrainConfig:
     - `online`: what follows online; `None` for nothing.
     """
 
-    environment: str = "cube-single-play-singletask-task1-v0"
+    environment: str | None = "cube-single-play-singletask-task1-v0"
     agent: Agent = dataclasses.field(default_factory=floq)
     seed: Annotated[int, Range(0)] = 0
     num_updates: Annotated[int, Range(0)] = 1_000_000
@@ -135,6 +143,10 @@ class TrainConfig:
     data: str | None = None
     collect_episodes: int | None = None
     rewards: Rewards = "task"
+    reward_scale: PositiveNumber = 1.0
+    reward_shift: Number = 0.0
+    action_low: tuple[Number, ...] | None = None
+    action_high: tuple[Number, ...] | None = None
     environment_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     success_timing: SuccessTiming | None = None
     online: OnlineConfig | None = None
@@ -156,19 +168,17 @@ class TrainConfig:
             )
         if self.keep == "all" and self.num_kept != TrainConfig.num_kept:
             raise ValueError(f"num_kept = {self.num_kept} means nothing where keep is 'all'.")
-        if self.online is None or self.environment in dataset_names():
+        if self.is_ogbench or _near_ogbench(self.environment):
             self._check_ogbench()
         else:
-            self._check_without_data(self.online)
+            self._check_not_ogbench()
         if self.online is not None:
             self._check_online(self.online)
+        of_data = ("reward_scale", "reward_shift", "action_low", "action_high")
         if not self.needs_data:
-            for option, default in (("data", None), ("rewards", "task")):
-                if getattr(self, option) != default:
-                    raise ValueError(
-                        f"{option} = {getattr(self, option)!r} means nothing: no offline data are "
-                        "used."
-                    )
+            self._check_default("no offline data are used", "data", "rewards", *of_data)
+        elif (self.action_low is None) != (self.action_high is None):
+            raise ValueError("Give both action_low and action_high, or neither.")
         self._check_decay()
 
     def _check_decay(self) -> None:
@@ -183,22 +193,29 @@ class TrainConfig:
                 f"updates ends: give decay_updates = {total}, or None for a constant learning rate."
             )
 
-    def _check_without_data(self, online: OnlineConfig) -> None:
-        """Raises for what means nothing in an environment that is not OGBench's."""
-        if self.num_updates and online.start is None:
+    def _check_default(self, why: str, *names: str) -> None:
+        """Raises a `ValueError` for a setting that means nothing."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                raise ValueError(f"{field.name} = {value!r} means nothing: {why}.")
+
+    def _check_not_ogbench(self) -> None:
+        name = self.environment or "the environment"
+        self._check_default(f"{name} is not OGBench's", "collect_episodes", "success_timing")
+        if self.environment is not None:
+            return
+        if self.environment_kwargs:
             raise ValueError(
-                f"{self.environment} is not OGBench's, so there are no offline data of it: learn "
-                "from scratch, with num_updates = 0."
+                f"environment_kwargs = {self.environment_kwargs!r} means nothing: there is no "
+                "environment."
             )
-        for name in ("collect_episodes", "success_timing"):
-            if getattr(self, name) != getattr(TrainConfig, name):
-                raise ValueError(
-                    f"{name} = {getattr(self, name)!r} means nothing: {self.environment} is not "
-                    "OGBench's."
-                )
-        if online.offline_data == "mixture":
+        if self.online is not None:
+            raise ValueError("To learn online takes an environment: name one (--env).")
+        if self.keep == "best":
             raise ValueError(
-                f"{self.environment} is not OGBench's, so there are no offline data to mix in."
+                "keep = 'best' takes evaluations, and there is no environment for them: name one "
+                "(--env), or keep the last or all."
             )
 
     def _check_online(self, online: OnlineConfig) -> None:
@@ -206,18 +223,21 @@ class TrainConfig:
             raise ValueError(
                 f"{self.agent.name} needs the data's next action, which is not known online."
             )
+        if self.reward_scale != 1.0 or self.reward_shift != 0.0:
+            raise ValueError(
+                "reward_scale and reward_shift are of the data alone, and what is collected online "
+                "would be of another scale: leave them out, or wrap the environment and convert "
+                "the data."
+            )
 
     def _check_ogbench(self) -> None:
-        try:
-            name = parse_name(self.environment)
-        except ValueError as error:
-            other = "Other Gymnasium environments can be learned online, from scratch."
-            raise ValueError(f"{error} {other}") from None
+        name = parse_name(str(self.environment))
+        self._check_default("OGBench's actions lie in [-1, 1]", "action_low", "action_high")
         if name.task is None:
             raise ValueError(
                 f"{self.environment} has no reward: name one of its tasks, in which the agent is "
                 "evaluated even if it learns from a file's own rewards, such as "
-                f"{self.environment.removesuffix('-v0')}-singletask-task1-v0."
+                f"{dataclasses.replace(name, task=1)}."
             )
         if self.rewards == "file" and self.data is None:
             raise ValueError(
@@ -236,8 +256,21 @@ class TrainConfig:
         if self.online is None:
             return True
         offline = self.num_updates > 0 and self.online.start is None
-        mixed = self.online.offline_data != "none" and self.environment in dataset_names()
-        return offline or mixed
+        has = self.is_ogbench or self.data is not None
+        how = self.online.offline_data
+        return offline or how == "mixture" or (how == "buffer" and has)
+
+    @property
+    def is_ogbench(self) -> bool:
+        """Whether the environment is one of OGBench's, and the data with it."""
+        return self.environment in dataset_names()
+
+    @property
+    def task(self) -> str:
+        """What it is about, in words: the environment or, without one, the data."""
+        if self.environment is not None:
+            return self.environment
+        return "own data" if self.data is None else Path(self.data).name
 
     @property
     def agent_name(self) -> str:
@@ -279,6 +312,9 @@ class TrainConfig:
             check_kind("online", online, {})
             _check_known(online, known)
             values["online"] = OnlineConfig(**online)
+        for bound in ("action_low", "action_high"):
+            if values.get(bound) is not None:
+                values[bound] = tuple(values[bound])
         return cls(agent=from_plain(agent), **values)
 
 
@@ -287,5 +323,10 @@ def _check_known(values: dict[str, Any], default: dict[str, Any]) -> None:
     for key, value in values.items():
         if key not in default:
             raise nearest("setting", key, default)
-        kind = _OPTIONAL.get(key, default[key]) if value is not None else default[key]
-        check_kind(key, value, kind)
+        if value is not None or key not in _OPTIONAL:
+            check_kind(key, value, _OPTIONAL.get(key, default[key]))
+
+
+def _near_ogbench(name: str | None) -> bool:
+    """Whether a name looks like one of OGBench's that is misspelled."""
+    return name is not None and bool(difflib.get_close_matches(name, dataset_names(), 1, 0.9))

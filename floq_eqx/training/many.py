@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -30,13 +30,13 @@ from .beginning import (
     begin,
     check_networks,
     facts_of,
-    find_data,
     found_run,
     open_watch,
     saying_what_is_saved,
 )
 from .checks import RewardWatch, check_fits
 from .config import TrainConfig
+from .gathering import gather
 from .interruption import stopping
 from .lock import locked
 from .loggers import LoggerName, check_loggers
@@ -76,6 +76,7 @@ def train_many(
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
     loggers: Sequence[LoggerName] = (),
+    dataset: Data | None = None,
 ) -> list[Run]:
     """Trains several runs in one program, each in a folder of its own, as `train` would.
 
@@ -91,7 +92,7 @@ def train_many(
     - `folders`: where, one for each. It is an ordinary run's, which `train` resumes as well.
     - `resume`: continue each from its last checkpoint. All of them end bitwise where they end
         without interruption, if the same runs are resumed together. Those that are ahead wait.
-    - `progress`, `loggers`: as in [`floq_eqx.training.train`][].
+    - `progress`, `loggers`, `dataset`: as in [`floq_eqx.training.train`][].
     - `report`: takes lines of text, which begin with the name of a run's folder.
 
     **Returns:** the runs.
@@ -114,10 +115,12 @@ def train_many(
         _check_all_begun(paths, resume)
         each = list(zip(configs, paths, strict=True))
         olds = [found_run(config, path, resume=resume) for config, path in each]
-        data = find_data(configs[0], progress=progress)
+        first, found = gather(configs[0], dataset, progress=progress)
+        data = cast(Data, found)  # as they learn offline
+        own = {"action_low": first.action_low, "action_high": first.action_high}
         facts = facts_of(data, None)  # once, as all of the data are read for them
         begun = [
-            begin(config, old, data, facts, reporter(path))
+            begin(dataclasses.replace(config, **own), old, data, facts, reporter(path))
             for (config, path), old in zip(each, olds, strict=True)
         ]
         group = _Group(begun, data)

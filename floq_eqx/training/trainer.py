@@ -18,19 +18,19 @@ from .beginning import (
     begin,
     check_networks,
     facts_of,
-    find_data,
     found_run,
     open_watch,
     saying_what_is_saved,
 )
 from .config import OnlineConfig, TrainConfig
+from .gathering import gather
 from .interruption import Stop, stopping
 from .lock import locked
 from .loggers import LoggerName, check_loggers
 from .loop import Progress, fit
 from .online import OnlineProgress, fit_online
 from .run import Run
-from .watch import Watch, make_world
+from .watch import Watch, check_own_environments, make_world
 
 
 def train(
@@ -41,6 +41,8 @@ def train(
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
     loggers: Sequence[LoggerName] = (),
+    dataset: Data | None = None,
+    environments: Any = None,
 ) -> Run:
     """Trains, evaluates and writes it all to a folder.
 
@@ -62,6 +64,9 @@ def train(
     - `report`: takes lines of text: each evaluation, and where a resumed run continues.
     - `loggers`: where metrics go besides the tables: `tensorboard`, `wandb` (offline, in the
         folder) or `wandb-online`; their packages are extras.
+    - `dataset`: the offline data themselves, where the configuration names none; again to resume.
+    - `environments`: a Gymnasium vector environment of your own to evaluate in, where the
+        configuration names none; as [`floq_eqx.evaluation.evaluate`][] takes it. It stays open.
 
     **Returns:** the run.
 
@@ -72,8 +77,21 @@ def train(
     """
     check_networks(config.agent)
     check_loggers(loggers)
+    if environments is not None:
+        check_own_environments(config, environments)
     with stopping() as stop, locked(Path(folder)), contextlib.ExitStack() as stack:
-        return _training(config, Path(folder), resume, progress, report, loggers, stack, stop)
+        return _training(
+            config,
+            Path(folder),
+            resume,
+            progress,
+            report,
+            loggers,
+            stack,
+            stop,
+            dataset,
+            environments,
+        )
 
 
 def finetune(
@@ -113,7 +131,7 @@ def finetune(
             "online": dataclasses.replace(online, start=str(run.folder.resolve())),
         }
         if online.offline_data == "none":
-            own |= {"data": None, "rewards": "task"}
+            own |= {"data": None, "rewards": "task", "action_low": None, "action_high": None}
         config = dataclasses.replace(run.config, **own | (changes or {}))
     return train(config, folder, resume=resume, **options)
 
@@ -127,9 +145,11 @@ def _training(
     loggers: Sequence[LoggerName],
     stack: contextlib.ExitStack,
     stop: Stop,
+    dataset: Data | None,
+    environments: Any,
 ) -> Run:
     old = found_run(config, folder, resume=resume)
-    data = find_data(config, progress=progress) if config.needs_data else None
+    config, data = gather(config, dataset, progress=progress)
     world = None
     if config.online is not None:
         world = make_world(config, config.online.num_environments)
@@ -144,6 +164,7 @@ def _training(
             stop=stop,
             stack=stack,
             progress=progress,
+            environments=environments,
         )
         with saying_what_is_saved([watch.run]):
             _go(begun, data, world, watch)

@@ -12,7 +12,7 @@ from .._types import Number
 from ..agents.agent import Agent, State
 from ..data import Replay
 from ..data.episodes import close_or_warn
-from ..evaluation import Evaluation, evaluate_many, make_environments
+from ..evaluation import Evaluation, check_resets, evaluate_many, make_environments
 from .config import TrainConfig
 from .interruption import Interrupted, Stop
 from .loggers import Logger
@@ -35,10 +35,11 @@ class Watch:
         stop: Stop,
         stack: contextlib.ExitStack,
         progress: bool,
+        environments: Any = None,
     ):
         self.run, self.agent, self.writer, self.logger = run, agent, writer, logger
         self.report, self.stop, self.progress = report, stop, progress
-        self._stack, self._environments, self._show = stack, None, lambda step: None
+        self._stack, self._environments, self._show = stack, environments, lambda step: None
         rows, evaluations = run.table("train.csv"), run.table("evaluation.csv")
         # An evaluation takes time after the row of its step.
         told = [r["seconds"] for r in (*rows, *evaluations)]
@@ -106,8 +107,13 @@ class Watch:
         """An evaluation that is made up for, of what is saved already."""
         assess([(self, step, state, None)])
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is an environment to evaluate in."""
+        return self._environments is not None or self.run.config.environment is not None
+
     def wants_evaluation(self, step: int) -> bool:
-        return self._due(step, self.run.config.evaluate_every, self._assessed)
+        return self.evaluates and self._due(step, self.run.config.evaluate_every, self._assessed)
 
     def environments(self, num: int) -> Any:
         """Those that it is evaluated in, made when they are first asked for."""
@@ -223,8 +229,23 @@ def assess(
     return failed
 
 
+def check_own_environments(config: TrainConfig, environments: Any) -> None:
+    """Raises a `ValueError` for environments that a run could not be evaluated in."""
+    if config.environment is not None:
+        raise ValueError(
+            f"The configuration names the environment {config.environment}, and environments of "
+            "your own are given too: give one of them."
+        )
+    check_resets(environments)
+
+
 def make_world(config: TrainConfig, num: int) -> Any:
-    """As many copies of a run's environment."""
+    """As many copies of a run's environment.
+
+    **Raises:** `ValueError` if it has none; as [`floq_eqx.evaluation.make_environments`][].
+    """
+    if config.environment is None:
+        raise ValueError("The run has no environment: name one (--env).")
     return make_environments(
         config.environment,
         num,
