@@ -85,9 +85,10 @@ def compare(
     tables = [run.table("evaluation.csv") for run in runs]
     empty = [str(run.folder) for run, rows in zip(runs, tables, strict=True) if not rows]
     if empty or not tables:
+        never = any(run.config.environment is None for run in runs)
+        hint = "; there is none where a run has no environment" if never else ""
         raise ValueError(
-            f"Nothing to plot: no evaluation yet in {', '.join(empty) or 'no run'}; there is none "
-            "where a run has no environment."
+            f"Nothing to plot: no evaluation yet in {', '.join(empty) or 'no run'}{hint}."
         )
     members = [_Member.of(run, rows, x) for run, rows in zip(runs, tables, strict=True)]
     if aggregate is None:

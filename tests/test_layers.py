@@ -109,7 +109,7 @@ def in_new_process(code: str) -> str:
 
 def test_import_is_light():
     heavy = """ogbench dm_control mujoco gymnasium matplotlib orbax PIL tyro tqdm beartype
-        scipy.stats scipy.linalg tensorboard tensorboardX wandb"""
+        scipy.stats scipy.linalg tensorboard tensorboardX wandb h5py minari"""
     code = f"import sys, floq_eqx; print([m for m in {heavy.split()} if m in sys.modules])"
     assert in_new_process(code) == "[]"
 
@@ -118,7 +118,9 @@ def test_every_package_that_is_imported_is_required():
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]
     extras = declared["optional-dependencies"]
-    required = [*declared["dependencies"], *extras["tensorboard"], *extras["wandb"]]
+    required = [*declared["dependencies"]]
+    for extra in ("tensorboard", "wandb", "hdf5", "minari"):
+        required += extras[extra]
     names = {re.split(r"[^\w-]", one)[0].replace("-", "_").lower() for one in required}
     renamed = {"PIL": "pillow", "orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}
     for path in FILES:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from floq_eqx.data import Trajectories, files, load_own_data, own_files
+from floq_eqx.data import Trajectories, files, load_own_data, own_copies, own_files
 
 from .test_faults import limits
 from .test_own_data import steps, with_next
@@ -101,7 +101,7 @@ def test_no_room_for_the_copy(tmp_path, monkeypatch, cache):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(own_files.np, "savez", full)
+        patch.setattr(own_copies.np, "savez", full)
         with pytest.raises(OSError, match=r"x.npz, of .* bytes, .*No space.*set XDG_CACHE_HOME"):
             load_own_data(path)
     assert list(cache.iterdir()) == []

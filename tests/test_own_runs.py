@@ -48,7 +48,7 @@ class Point(gymnasium.Env):
         return self.look(), -abs(self.place), bool(near), self.now == self.limit, {"success": near}
 
 
-gymnasium.register("floq_eqx/Point-v0", Point)
+gymnasium.register("floq_eqx/Point-v0", "tests.test_own_runs:Point")  # which can be stored
 POINT = "floq_eqx/Point-v0"
 
 

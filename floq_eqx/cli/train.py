@@ -239,8 +239,7 @@ def _command(
         ),
         (
             *("env", str, environment or _NONE),
-            "The single-task OGBench name or, to learn online or from your own --data, a Gymnasium "
-            "id such as Pendulum-v1; none for your own data alone.",
+            "An OGBench task or, online or with your own data, a Gymnasium id; or none.",
         ),
         (
             *("env_kwargs", str, json.dumps(defaults.environment_kwargs)),

@@ -65,7 +65,7 @@ def _with_boxes(name: str, kwargs: dict[str, Any]) -> Any:
     with making(name):
         environment = gymnasium.make(name, **kwargs)
     try:
-        problem = _observation_problem(environment) or _action_problem(environment)
+        problem = observation_problem(environment) or action_problem(environment)
         if problem is not None:
             raise ValueError(f"Agents cannot act in {name}: {problem}.")
         return environment
@@ -95,19 +95,23 @@ def making(name: str) -> Iterator[None]:
         raise ValueError(f"The environment {name} cannot be made: {one_line(error)}.") from error
 
 
-def _observation_problem(environment: Any) -> str | None:
+def observation_problem(environment: Any, how: str = "register it") -> str | None:
+    """Why no agent can look at the observations of something that has an `observation_space`.
+
+    **Arguments:** `how`: what to do with a wrapper that helps.
+    """
     from gymnasium import spaces
 
     space = environment.observation_space
     text = " ".join(str(space).split())
     if not isinstance(space, spaces.Box):
         return (
-            f"its observation space is {text}, not a box of real numbers; register it with "
+            f"its observation space is {text}, not a box of real numbers; {how} with "
             "gymnasium.wrappers.FlattenObservation around it"
         )
     if space.dtype == np.uint8 or len(space.shape) > 2:
         return (
-            f"its observations look like images: {text}; only vectors are supported: register it "
+            f"its observations look like images: {text}; only vectors are supported: {how} "
             "with a wrapper around it that makes features, of another type than uint8"
         )
     if 0 in space.shape:
@@ -115,7 +119,8 @@ def _observation_problem(environment: Any) -> str | None:
     return None
 
 
-def _action_problem(environment: Any) -> str | None:
+def action_problem(environment: Any, how: str = "register it") -> str | None:
+    """Why no agent can act in the `action_space` of something; as `observation_problem`."""
     from gymnasium import spaces
 
     space = environment.action_space
@@ -128,7 +133,7 @@ def _action_problem(environment: Any) -> str | None:
         return f"its actions have no components: {text}"
     if not (np.isfinite(space.low) & np.isfinite(space.high)).all():
         return (
-            f"its actions have no bounds: {text}; register it with "
+            f"its actions have no bounds: {text}; {how} with "
             "gymnasium.wrappers.RescaleAction or TransformAction around it, between finite ones"
         )
     # As float32, which the actions are: what overflows or coincides there cannot be rescaled.

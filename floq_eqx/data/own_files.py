@@ -3,7 +3,6 @@
 The converted copy is in the user's cache, under the SHA-256 of its source, which is never changed.
 """
 
-import dataclasses
 import hashlib
 import os
 import warnings
@@ -14,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from .._types import Number
-from .files import cache_directory, check_file, finish, short, unfinished
+from .files import cache_directory, check_file, short
 from .hdf5 import is_hdf5, read_hdf5
+from .of_minari import PREFIX, minari_steps
 from .own import KNOWN, Steps, checked_steps
+from .own_copies import read_copy, write_copy
 from .windows import Trajectories
 
 _FORM = 1  # of the converted copy; another one is converted again
@@ -31,20 +32,21 @@ def load_own_data(
     reward_shift: Number = 0.0,
     with_next_action: bool = False,
 ) -> Trajectories:
-    """Loads your own data: an `.npz` or HDF5 file with a row for each step.
+    """Loads your own data: an `.npz` or HDF5 file with a row for each step, or Minari's.
 
     Its arrays are at the top of the file, with the names of the arguments of
     [`floq_eqx.data.Trajectories.from_arrays`][], and mean what they mean there; D4RL's files are
     such. The first time, the file is checked and a copy kept in the cache (`XDG_CACHE_HOME`, by
     default `~/.cache`), which is read from then on while the file is the same.
 
-    **Arguments:** `source`: the file; the others as there.
+    **Arguments:** `source`: the file, or the name of a dataset of Minari's that is on this machine,
+    as `minari:NAME`; the others as there.
 
     **Returns:** all transitions, in float32 and in the order of time.
 
-    **Raises:** `FileNotFoundError`; `ModuleNotFoundError` without h5py for HDF5; `ValueError` for
-    whatever is wrong with the file, with the array, its row and the remedy; `OSError` if the copy
-    cannot be written.
+    **Raises:** `FileNotFoundError`; `ModuleNotFoundError` without h5py for HDF5, or Minari;
+    `ValueError` for whatever is wrong with the file, with the array, its row and the remedy;
+    `OSError` if the copy cannot be written.
     """
     return own_steps(source).trajectories(
         action_low=action_low,
@@ -57,10 +59,12 @@ def load_own_data(
 
 
 def own_steps(source: str | os.PathLike[str]) -> Steps:
-    """The steps of a file, from its converted copy if there is one.
+    """The steps of a file or of Minari's, from their converted copy if there is one.
 
     **Raises:** as `load_own_data`.
     """
+    if str(source).startswith(PREFIX):
+        return minari_steps(str(source).removeprefix(PREFIX))
     path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
@@ -104,36 +108,3 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     except Exception as error:  # whatever the readers run into
         raise ValueError(f"{path} is corrupt: {short(error)}. Make or fetch it again.") from error
     return arrays, [name for name in shapes if name not in KNOWN]
-
-
-def read_copy(copy: Path) -> Steps | None:
-    """What a converted copy holds; `None` if it is not there, or was damaged since."""
-    if not copy.is_file():
-        return None
-    try:
-        names = check_file(copy, thorough=True)
-        with np.load(copy) as archive:
-            return Steps(**{name: archive[name] for name in names})
-    except (ValueError, TypeError):
-        warnings.warn(f"{copy} was damaged, and is made again from its source.", stacklevel=2)
-        return None
-
-
-def write_copy(steps: Steps, copy: Path, source: Path | str) -> None:
-    """Keeps what was read of a source.
-
-    **Raises:** `OSError` if it cannot be written; nothing of it stays then.
-    """
-    values = {f.name: getattr(steps, f.name) for f in dataclasses.fields(steps)}
-    arrays: dict[str, Any] = {name: array for name, array in values.items() if array is not None}
-    try:
-        with unfinished(copy) as file:
-            np.savez(file, **arrays)
-            finish(file, copy)
-    except OSError as error:
-        needed = sum(array.nbytes for array in arrays.values())
-        raise OSError(
-            f"The converted copy of {source}, of {needed:,} bytes, cannot be written to "
-            f"{copy.parent}: {error}. Make room there, or set XDG_CACHE_HOME to a folder that has "
-            "it; the source is as it was, and nothing half-written stays."
-        ) from error

@@ -14,6 +14,7 @@ from ..agents.actor_critic import ActorCritic
 from ..agents.agent import Agent, State
 from ..data import Data, fingerprint
 from ..data.episodes import close_or_warn
+from ..data.of_minari import PREFIX as MINARI
 from ..networks import with_precision
 from .config import CHANGEABLE, TrainConfig
 from .interruption import Interrupted, Stop
@@ -90,7 +91,9 @@ def begin(
     agent = dataclasses.replace(config.agent, action_size=facts.action_size)
     if data is not None:
         agent = config.agent.for_data(data)
-    path = None if config.data is None else str(Path(config.data).expanduser().absolute())
+    path = config.data
+    if path is not None and not path.startswith(MINARI):
+        path = str(Path(path).expanduser().absolute())
     config = dataclasses.replace(config, agent=agent, data=path)
     key = jax.random.key(config.seed)
     init_key, train_key = jax.random.split(key)

@@ -9,6 +9,7 @@ from .._checks import check_fields, check_kind, check_sizes, nearest
 from .._types import Number, PositiveNumber, Range
 from ..agents import Agent, floq, from_plain, to_plain
 from ..data import dataset_names, parse_name
+from ..data.of_minari import PREFIX as MINARI
 
 SuccessTiming: TypeAlias = Literal["pre", "post"]
 OfflineData: TypeAlias = Literal["buffer", "mixture", "none"]
@@ -112,8 +113,8 @@ class TrainConfig:
         at every evaluation then, or `all`. The last two always stay.
     - `num_kept`: the number of checkpoints that are kept as the last or the best.
     - `data`: the dataset's `.npz` file, or the folder to look for it; `None` for OGBench's own
-        folder. Unless the environment is OGBench's: a file of your own, `.npz` or HDF5, as
-        [`floq_eqx.data.load_own_data`][] reads it.
+        folder. Unless the environment is OGBench's: a file of your own, `.npz` or HDF5, or
+        `minari:NAME`, as [`floq_eqx.data.load_own_data`][] reads them.
     - `collect_episodes`: unless `data` says where a dataset is, collect this many episodes with
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
     - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
@@ -270,7 +271,9 @@ class TrainConfig:
         """What it is about, in words: the environment or, without one, the data."""
         if self.environment is not None:
             return self.environment
-        return "own data" if self.data is None else Path(self.data).name
+        if self.data is None:
+            return "own data"
+        return self.data if self.data.startswith(MINARI) else Path(self.data).name
 
     @property
     def agent_name(self) -> str:

@@ -74,8 +74,10 @@ def find_data(config: TrainConfig, *, progress: bool = True) -> Data:
 
 def _with_bounds(config: TrainConfig, steps: Steps) -> TrainConfig:
     """The configuration with the bounds of the actions in the user's own data, which the
-    environment knows, if it has one; its sizes are compared with the data's.
+    environment or the data know; their sizes are compared.
     """
+    if config.action_low is None and steps.low is not None and steps.high is not None:
+        config = _bounded(config, steps.low, steps.high)
     if config.environment is None:
         return config
     boxes = boxes_of(config.environment, **config.environment_kwargs)
@@ -83,7 +85,11 @@ def _with_bounds(config: TrainConfig, steps: Steps) -> TrainConfig:
     _check_sizes_fit(config, sizes, (boxes.observation_size, len(boxes.low)))
     if config.action_low is not None:
         check_bounds(config, boxes)
-    low, high = (tuple(float(x) for x in bound) for bound in (boxes.low, boxes.high))
+    return _bounded(config, boxes.low, boxes.high)
+
+
+def _bounded(config: TrainConfig, *bounds: np.ndarray) -> TrainConfig:
+    low, high = (tuple(float(x) for x in bound) for bound in bounds)
     return dataclasses.replace(config, action_low=low, action_high=high)
 
 
