@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from .checks import ACTION_MARGIN, check_data
 from .windows import Trajectories
 
-REQUIRED = ("observations", "actions", "rewards")
-FLAGS = ("terminals", "timeouts", "truncations")
-KNOWN = (*REQUIRED, *FLAGS, "masks", "next_observations", "episode_lengths")
+_REQUIRED = ("observations", "actions", "rewards")
+_FLAGS = ("terminals", "timeouts", "truncations")
+KNOWN = (*_REQUIRED, *_FLAGS, "masks", "next_observations", "episode_lengths")
 """The names of the arrays of a layout."""
 
 
@@ -117,19 +117,19 @@ def checked_steps(arrays: Mapping[str, Any], *, where: str = "The data") -> Step
     **Raises:** `ValueError` that names the array, the first row at fault and the remedy.
     """
     given = {name: arrays[name] for name in KNOWN if arrays.get(name) is not None}
-    missing = [name for name in REQUIRED if name not in given]
+    missing = [name for name in _REQUIRED if name not in given]
     if missing:
         raise ValueError(
             f"{where}: there is no {', '.join(missing)}; it has "
             f"{', '.join(sorted(given))[:500] or 'nothing'}. Own data need "
-            f"{', '.join(REQUIRED)} and what ends a trajectory, a row for each step."
+            f"{', '.join(_REQUIRED)} and what ends a trajectory, a row for each step."
         )
     observations = _vectors("observations", given["observations"], where)
     actions = _vectors("actions", given["actions"], where)
     num = len(observations)
     columns = {
         name: _column(name, given[name], where)
-        for name in ("rewards", "masks", *FLAGS)
+        for name in ("rewards", "masks", *_FLAGS)
         if name in given
     }
     after = None
@@ -149,7 +149,7 @@ def checked_steps(arrays: Mapping[str, Any], *, where: str = "The data") -> Step
         )
     if num == 0:
         raise ValueError(f"{where}: there are no steps.")
-    for name in FLAGS:
+    for name in _FLAGS:
         if name in columns:
             flag = columns[name]
             _refuse(~np.isin(flag, (0, 1)), name, "is neither 0 nor 1", flag, where)
@@ -158,7 +158,7 @@ def checked_steps(arrays: Mapping[str, Any], *, where: str = "The data") -> Step
     _refuse((masks < 0) | (masks > 1), "masks", "is outside [0, 1]", masks, where)
 
     ends = terminal.copy()
-    for name in FLAGS[1:]:
+    for name in _FLAGS[1:]:
         ends |= columns.get(name, np.zeros(num)) == 1
     if "episode_lengths" in given:
         ends[_ends_of(given["episode_lengths"], num, where)] = True
@@ -177,7 +177,7 @@ def checked_steps(arrays: Mapping[str, Any], *, where: str = "The data") -> Step
     elif not ends.any():
         raise ValueError(
             f"{where}: no row ends a trajectory, as "
-            f"{' and '.join(f for f in FLAGS if f in columns) or 'no array'} marks one. Give "
+            f"{' and '.join(f for f in _FLAGS if f in columns) or 'no array'} marks one. Give "
             "`terminals`, `timeouts`, `truncations`, `episode_lengths` or `next_observations`; of "
             f"a single trajectory, `episode_lengths` = [{num}]."
         )
