@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from floq_eqx.agents import RECIPES, ActorCritic, with_options
-from floq_eqx.data import Batch
+from floq_eqx.data import Data
 from floq_eqx.evaluation import evaluate, make_environments
 from floq_eqx.networks import MLPConfig
 from floq_eqx.presets import laptop, small
@@ -43,6 +43,7 @@ INVERSE_TEMPERATURE = ("policy.inverse_temperature", (1.0, 3.0, 10.0))
 KNOBS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "floq": ALPHA,
     "fql": ALPHA,
+    "qc": ALPHA,
     "iqn": ALPHA,
     "c51": ALPHA,
     "value_flows": ("critic.bcfm_weight", (0.5, 1.0, 3.0)),  # α moves the one-step actor alone
@@ -61,6 +62,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "floq",
         {"critic.num_noise": 4, "critic.backup": "distributional"},
     ),
+}
+# Chunks of actions, with the α that floq and FQL were tuned to without them.
+MANY = {"critic.ensemble_size": 10, "critic.aggregation": "pessimistic", "critic.rho": 0.5}
+CHUNKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "floq, h = 1": ("floq", {}),
+    "floq, h = 5": ("floq", {"chunk": 5}),
+    "floq, h = 5, 10 members": ("floq", {"chunk": 5} | MANY),
+    "fql, h = 1": ("fql", {}),
+    "qc, h = 5": ("qc", {}),
+    "qc, h = 5, 10 members": ("qc", MANY),
 }
 FIXED: dict[str, dict[str, Any]] = {
     "value_flows": {
@@ -116,6 +127,9 @@ def entries() -> dict[str, Entry]:
         agent = scaled(RECIPES[name](), WIDTH, SHARED)
         agent = with_options(agent, FIXED.get(name, {}) | changes)
         found[label] = Entry(label, agent, *KNOBS.get(name, ()), tuned_as=found.get(name))
+    for label, (name, changes) in CHUNKS.items():
+        agent = scaled(RECIPES[name](), WIDTH, SHARED)
+        found[label] = Entry(label, with_options(agent, {"policy.alpha": 300.0} | changes))
     return found
 
 
@@ -124,7 +138,7 @@ class Runs:
     """The runs of a table, each a row of a CSV file, where what is there is not done again."""
 
     path: Path
-    data: Batch
+    data: Data
     environments: Any
     num_updates: int = UPDATES
     num_episodes: int = EPISODES
@@ -143,7 +157,7 @@ class Runs:
                 return row
         agent = entry.make(num_updates, value).for_data(self.data)
         init_key, train_key = jax.random.split(jax.random.key(seed))
-        sizes = self.data.observation.shape[1], self.data.action.shape[1]
+        sizes = self.data.observation_size, self.data.action_size
         state = agent.init(*sizes, key=init_key)
         state, metrics = train_steps(
             agent, state, self.data, num_updates=num_updates, batch_size=BATCH, key=train_key
@@ -179,11 +193,11 @@ class Runs:
         ]
 
 
-def speed(entry: Entry, data: Batch) -> dict[str, Any]:
+def speed(entry: Entry, data: Data) -> dict[str, Any]:
     """Updates a second: the median of five calls of 200."""
     agent = entry.make(UPDATES).for_data(data)
     key = jax.random.key(0)
-    state = agent.init(data.observation.shape[1], data.action.shape[1], key=key)
+    state = agent.init(data.observation_size, data.action_size, key=key)
     rates = []
     for _ in range(6):
         start = time.perf_counter()
@@ -193,7 +207,7 @@ def speed(entry: Entry, data: Batch) -> dict[str, Any]:
     return {"label": entry.label, "speed": statistics.median(rates[1:])}  # the first one compiles
 
 
-def find(path: str | None = None) -> Batch:
+def find(path: str | None = None) -> Data:
     """The transitions of this file; by default 100 episodes, which are collected once."""
     # ReBRAC's, which have the data's next action besides.
     return find_data(dataclasses.replace(laptop("rebrac", TASK), data=path))

@@ -61,10 +61,10 @@ def finetune(name: str, seed: int, data: Batch) -> list[dict[str, Any]]:
     """
     agent = make(name, 128, CUBE_SETTINGS).for_data(data)
     init_key, offline_key, online_key = jax.random.split(jax.random.key(seed), 3)
-    state = agent.init(data.observation.shape[1], data.action.shape[1], key=init_key)
+    state = agent.init(data.observation_size, data.action_size, key=init_key)
     options: dict[str, Any] = {}
     if name == "sac":
-        replay = Replay.empty(CUBE_STEPS, data.observation.shape[1], data.action.shape[1])
+        replay = Replay.empty(CUBE_STEPS, data.observation_size, data.action_size)
         options = {"offline": data, "warmup": 1000}
     else:
         replay = Replay.from_data(data, len(data) + CUBE_STEPS)

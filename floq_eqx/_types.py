@@ -6,7 +6,8 @@
 | `batch`       | transitions                                                         |
 | `noise`       | samples of the initial noise of one transition (m in the paper)     |
 | `observation` | components of an observation                                        |
-| `action`      | components of an action, each in [-1, 1]                            |
+| `action`      | components of an action, each in [-1, 1]; of a chunk those of all   |
+| `chunk`       | actions that are chosen at once                                     |
 | `bins`        | bins or features of an embedding                                    |
 | `steps`       | integration steps of a flow (K in the paper)                        |
 
@@ -24,6 +25,8 @@ Number: TypeAlias = float | int
 """A Python number."""
 FloatLike: TypeAlias = float | int | Float[Array, ""]
 """A hyperparameter: a Python number, or a scalar array so that a sweep can be vmapped."""
+Discounts: TypeAlias = FloatLike | Float[Array, "batch"]
+"""γ, or of each transition the γ^n of its next state after n steps."""
 Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]
 """Of the factors in products between hidden layers; sums are in float32."""
 
@@ -49,6 +52,7 @@ Observation: TypeAlias = Float[Array, "observation"]
 Action: TypeAlias = Float[Array, "action"]
 Observations: TypeAlias = Float[Array, "batch observation"]
 Actions: TypeAlias = Float[Array, "batch action"]
+Chunk: TypeAlias = Float[Array, "chunk action"]
 Values: TypeAlias = Float[Array, "batch"]
 MemberValues: TypeAlias = Float[Array, "ensemble batch"]
 Samples: TypeAlias = Float[Array, "batch noise"]

@@ -107,6 +107,32 @@ class Fourier(AbstractEmbedding):
         return jnp.cos(jnp.pi * jnp.arange(1, self.num_terms + 1, dtype=x.dtype) * x)
 
 
+class Sinusoidal(AbstractEmbedding):
+    r"""$\cos(w_k x)$ for $k = 0, \dots, n - 1$, then $\sin(w_k x)$, with
+    $w_k = 10000^{-k / (n - 1)}$ and $n$ = `num_features` / 2.
+
+    Source: Vaswani et al., arXiv 1706.03762, section 3.5, in the order of Q-chunking's released
+    code, which embeds the time of its flow so if asked to.
+    """
+
+    num_features: int = eqx.field(static=True, default=64)
+
+    def __check_init__(self):
+        if self.num_features < 4 or self.num_features % 2:
+            raise ValueError(f"num_features must be even and at least 4, got {self.num_features}.")
+
+    @property
+    def size(self) -> int:
+        return self.num_features
+
+    def __call__(self, x: Scalar) -> Float[Array, "bins"]:
+        """**Arguments:** `x`: a scalar."""
+        half = self.num_features // 2
+        exponent = jnp.arange(half, dtype=x.dtype) / (half - 1)
+        angle = x * jnp.exp(-jnp.log(jnp.asarray(10000.0, x.dtype)) * exponent)
+        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)])
+
+
 class Cosine(AbstractEmbedding):
     r"""$\cos x$, one feature: the time embedding of the released floq code."""
 

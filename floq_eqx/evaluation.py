@@ -66,7 +66,8 @@ def evaluate(
     """Runs `num_episodes` episodes and says what they came to.
 
     Episode i is reset with the seed `seed + i` and acts on keys made from `seed`, i and the step,
-    so the result does not depend on how many environments run side by side.
+    so the result does not depend on how many environments run side by side. The actions of a chunk
+    are carried out one after the other, and the next chunk is chosen when they are used up.
 
     **Arguments:**
 
@@ -120,10 +121,10 @@ def evaluate_many(
     """
     check_sizes(num_episodes=num_episodes, max_episode_steps=max_episode_steps)
     rollouts = []
-    for own, seed in zip(environments, seeds, strict=True):
+    for agent, own, seed in zip(agents, environments, seeds, strict=True):
         check_seed(seed)
         check_resets(own)
-        rollouts.append(_rollout(own, num_episodes, seed, max_episode_steps))
+        rollouts.append(_rollout(own, num_episodes, seed, max_episode_steps, agent.num_actions))
     asked = [next(rollout) for rollout in rollouts]
     # Those of one program: a critic's support is a part of the program, not of its inputs.
     groups: dict[Any, list[int]] = {}
@@ -158,9 +159,9 @@ _Asked: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _rollout(
-    environments: Any, num_episodes: int, seed: int, max_episode_steps: int
+    environments: Any, num_episodes: int, seed: int, max_episode_steps: int, num_actions: int
 ) -> Generator[_Asked, np.ndarray, Evaluation]:
-    """Runs the episodes of one agent, and asks for its actions."""
+    """Runs the episodes of one agent, and asks for its actions, of which it gets `num_actions`."""
     num = environments.num_envs
     successes, num_cut = Successes(), 0
     success = np.full(num_episodes, np.nan)
@@ -172,6 +173,7 @@ def _rollout(
     episode, step = np.arange(num), np.zeros(num, np.int64)
     next_episode = num
     observation = np.zeros(environments.observation_space.shape, np.float32)
+    chunk = np.zeros((num, num_actions, 0), np.float32)
 
     def reset(mask: np.ndarray) -> None:
         step[mask] = 0
@@ -184,7 +186,13 @@ def _rollout(
 
     reset(np.ones(num, bool))
     while (running := episode < num_episodes).any():
-        action = yield observation, episode, step
+        # One that begins an episode asks for a chunk while others carry out theirs.
+        asks = step % num_actions == 0
+        if asks.any():
+            chosen = yield observation, episode, step
+            chosen = np.reshape(chosen, (num, num_actions, -1))
+            chunk = chosen if asks.all() else np.where(asks[:, None, None], chosen, chunk)
+        action = chunk[np.arange(num), step % num_actions]
         bad = np.flatnonzero(running & ~np.isfinite(action).all(axis=1))
         if len(bad):
             raise FloatingPointError(
@@ -296,7 +304,7 @@ def act_batch(
     observation: Float[np.ndarray | Array, "agents batch observation"],
     episode: Int[np.ndarray | Array, "agents batch"],
     step: Int[np.ndarray | Array, "agents batch"],
-) -> Float[Array, "agents batch action"]:
+) -> Float[Array, "agents batch *chunk action"]:
     """What agents do when they are evaluated, on a key for each (seed, episode, step).
 
     **Arguments:** `varying`, `shared`: of [`floq_eqx.agents.agent.stacked_agents`][]; `states`:
@@ -327,6 +335,7 @@ def make_environments(
     *,
     asynchronous: bool = False,
     success_timing: Literal["pre", "post"] | None = None,
+    sparse: bool = False,
     **kwargs: Any,
 ) -> Any:
     """`num` copies of an environment, as a Gymnasium vector environment.
@@ -341,19 +350,20 @@ def make_environments(
         scripts then need the `if __name__ == "__main__":` guard of `multiprocessing`.
     - `success_timing`: whether success and reward are those of the state before a step (`"pre"`,
         OGBench from 1.2 on) or after it (`"post"`, before; published numbers are made so).
+    - `sparse`: whether the rewards of an OGBench task are -1 unless it is solved.
     - `**kwargs`: for the environment.
 
     **Raises:** `ValueError` for an environment that is not known, cannot be made, or is not of
-    boxes, and for a `success_timing` of one that is not OGBench's.
+    boxes, and for a `success_timing` or `sparse` of one that is not OGBench's.
     """
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
     check_sizes(num=num)
-    if success_timing is not None and name not in dataset_names():
-        raise ValueError(
-            f"success_timing = {success_timing!r} means nothing: {name} is not OGBench's."
-        )
-    make = functools.partial(_seeded, name, success_timing, kwargs)
+    own: dict[str, Any] = {"success_timing": success_timing, "sparse": sparse}
+    for option, value in own.items():
+        if value and name not in dataset_names():
+            raise ValueError(f"{option} = {value!r} means nothing: {name} is not OGBench's.")
+    make = functools.partial(_seeded, name, own, kwargs)
     mode = AutoresetMode.DISABLED
     if asynchronous:
         try:
@@ -368,7 +378,7 @@ def make_environments(
     return SyncVectorEnv([make] * num, autoreset_mode=mode)
 
 
-def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: dict) -> Any:
+def _seeded(name: str, own: dict, kwargs: dict) -> Any:
     import gymnasium
 
     class SeededReset(gymnasium.Wrapper):
@@ -385,5 +395,5 @@ def _seeded(name: str, success_timing: Literal["pre", "post"] | None, kwargs: di
     if name not in dataset_names():
         return make_box_environment(name, **kwargs)
     with making(name):
-        environment = make_environment(name, success_timing=success_timing, **kwargs)
+        environment = make_environment(name, **own, **kwargs)
     return SeededReset(environment)

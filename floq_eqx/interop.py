@@ -11,7 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .agents import ActorCritic, Agent, State, floq, fql, ifql, iql, iqn, rebrac, value_flows
+from .agents import (
+    ActorCritic,
+    Agent,
+    BehaviouralFlow,
+    State,
+    floq,
+    fql,
+    ifql,
+    iql,
+    iqn,
+    qc,
+    rebrac,
+    value_flows,
+)
 from .data.files import check_file
 from .networks import (
     MLP,
@@ -72,9 +85,10 @@ def from_flax(
             f"config does not describe a {name} agent: {type(error).__name__}: {str(error)[:1000]}"
         ) from error
 
-    arrays = _Arrays(reference.arrange(params))
+    arrays = _Arrays(reference.arrange(params, agent))
     tree = (template.params, template.targets)
-    for prefix, where in reference.networks.items():
+    networks = reference.networks
+    for prefix, where in (networks(agent) if callable(networks) else networks).items():
         tree = eqx.tree_at(where, tree, arrays.network(where(tree), prefix))
     arrays.raise_problems()
     return agent, agent.fresh_state(*tree)
@@ -176,13 +190,18 @@ class _Arrays:
             )
 
 
+_Params: TypeAlias = Mapping[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reference:
     """How a reference agent is built, and where each of its networks goes in (params, targets)."""
 
     make: Callable[[_Config, Mapping[str, Any]], ActorCritic]
-    networks: "_Networks"
-    arrange: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda params: params
+    networks: "_Networks | Callable[[ActorCritic], _Networks]"
+    arrange: Callable[[Mapping[str, Any], ActorCritic], Mapping[str, Any]] = lambda params, _: (
+        params
+    )
 
 
 def _critic_network(config: _Config, hidden_sizes: tuple[int, ...] | None) -> NetworkConfig:
@@ -276,6 +295,39 @@ def _fql(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
         "network": _critic_network(config, None if config["use_resnets"] else hidden),
     }
     return fql(critic=critic, policy=_one_step(config), **_adam(config))
+
+
+def _acfql(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
+    """Q-chunking, by distillation or as the best of N, or n-step returns without chunks."""
+    kinds = ("distill-ddpg", "best-of-n")
+    if config["actor_type"] not in kinds:
+        raise ValueError(f"config['actor_type'] is {config['actor_type']!r}: expected {kinds}.")
+    if config["normalize_q_loss"]:
+        raise ValueError("config['normalize_q_loss'] is True, which the reference never reads.")
+    flow = {
+        "flow_steps": config["flow_steps"],
+        "network": _mlp_actor(config),
+        "time_features": config["fourier_feature_dim"] if config["use_fourier_features"] else None,
+    }
+    critic = {
+        "discount": config["discount"],
+        "aggregation": config["q_agg"],
+        "ensemble_size": config["num_qs"],
+        "network": _critic_network(config, _hidden_sizes(params, "modules_critic/value_net")),
+    }
+    window = {"chunk": 1, "n_step": 1}
+    window["chunk" if config["action_chunking"] else "n_step"] = config["horizon_length"]
+    options = _adam(config) | window | {"weight_decay": config["weight_decay"]}
+    if config["actor_type"] == "distill-ddpg":
+        return qc(critic=critic, policy={"alpha": config["alpha"], **flow}, **options)
+    best = {"num_candidates": config["actor_num_samples"]}
+    return qc(
+        critic=critic | {"value_aggregation": config["q_agg"]},
+        policy=BehaviouralFlow(**flow),
+        selection=best,
+        next_selection=best,
+        **options,
+    )
 
 
 def _iqn(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
@@ -377,7 +429,7 @@ def _value_flows(config: _Config, params: Mapping[str, Any]) -> ActorCritic:
     )
 
 
-def _arrange_value_flows(params: Mapping[str, Any]) -> dict[str, Any]:
+def _arrange_value_flows(params: Mapping[str, Any], agent: ActorCritic) -> dict[str, Any]:
     """Its two members are modules of their own, and see z and t before the rest."""
     arranged = dict(params)
     for path, first in params.items():
@@ -390,6 +442,19 @@ def _arrange_value_flows(params: Mapping[str, Any]) -> dict[str, Any]:
             array = np.roll(array, -2, axis=1)
         arranged[match[1] + match[2]] = array
     return arranged
+
+
+def _arrange_acfql(params: Mapping[str, Any], agent: ActorCritic) -> Mapping[str, Any]:
+    """Without the one-step actor where it is there and never trained."""
+    if not isinstance(agent.policy, BehaviouralFlow):
+        return params
+    return {k: v for k, v in params.items() if not k.startswith("modules_actor_onestep_flow/")}
+
+
+def _acfql_networks(agent: ActorCritic) -> "_Networks":
+    if not isinstance(agent.policy, BehaviouralFlow):
+        return {**_CRITIC, **_ONE_STEP}
+    return {**_CRITIC, "modules_actor_bc_flow/mlp": lambda tree: tree[0].policy.network}
 
 
 _Networks: TypeAlias = dict[str, Callable[[Any], AbstractNetwork]]
@@ -418,6 +483,7 @@ _REFERENCES = {
         },
     ),
     "fql": _Reference(_fql, {**_CRITIC, **_ONE_STEP}),
+    "acfql": _Reference(_acfql, _acfql_networks, _arrange_acfql),
     "fqliqn": _Reference(_iqn, {**_CRITIC, **_ONE_STEP}),
     "iql": _Reference(_iql, {**_IMPLICIT, "modules_actor": lambda tree: tree[0].policy.network}),
     "ifql": _Reference(

@@ -1,7 +1,8 @@
 """Losses: arrays in, arrays out.
 
 Elementwise where that makes sense, so that the caller decides what is summed or averaged. Shapes
-must be equal: nothing broadcasts.
+must be equal: nothing broadcasts. A `weight` of each transition multiplies its part of a mean,
+whose divisor stays their number: 0 leaves a transition out.
 """
 
 import jax
@@ -27,16 +28,30 @@ def squared_error(
     return jnp.square(prediction - target)
 
 
-def flow_matching_loss(velocity: Float[Array, "*shape"], target: Float[Array, "*shape"]) -> Scalar:
-    r"""$\mathbb{E} \lVert v(t, x_t) - (x_1 - x_0) \rVert^2$, the mean over all entries.
+def _weighted(
+    error: Float[Array, "ensemble batch"], weight: Float[Array, "batch"] | None
+) -> Float[Array, "ensemble batch"]:
+    return error if weight is None else error * weight[None]
+
+
+def flow_matching_loss(
+    velocity: Float[Array, "*shape"],
+    target: Float[Array, "*shape"],
+    weight: Float[Array, "*shape"] | None = None,
+) -> Scalar:
+    r"""$\mathbb{E} \lVert v(t, x_t) - (x_1 - x_0) \rVert^2$, the mean over all entries, each with a
+    `weight` of its own.
 
     Source: Lipman et al., arXiv 2210.02747, equation 9.
     """
-    return jnp.mean(squared_error(velocity, target))
+    error = squared_error(velocity, target)
+    return jnp.mean(error if weight is None else error * weight)
 
 
 def value_flow_loss(
-    velocity: Float[Array, "ensemble batch noise"], target: Float[Array, "batch noise"]
+    velocity: Float[Array, "ensemble batch noise"],
+    target: Float[Array, "batch noise"],
+    weight: Float[Array, "batch"] | None = None,
 ) -> Scalar:
     """The flow-matching loss of a value: the sum over noise samples, the mean over the rest.
 
@@ -48,7 +63,7 @@ def value_flow_loss(
     Source: floq, arXiv 2509.06863, equation 4.2 (the sum over m is the released code's).
     """
     error = squared_error(velocity, jnp.broadcast_to(target[None], velocity.shape))
-    return jnp.mean(jnp.sum(error, axis=2))
+    return jnp.mean(_weighted(jnp.sum(error, axis=2), weight))
 
 
 def distillation_loss(student: Float[Array, "*shape"], teacher: Float[Array, "*shape"]) -> Scalar:
@@ -56,9 +71,14 @@ def distillation_loss(student: Float[Array, "*shape"], teacher: Float[Array, "*s
     return jnp.mean(squared_error(student, stop_gradient(teacher)))
 
 
-def critic_loss(q: Float[Array, "ensemble batch"], target: Float[Array, "batch"]) -> Scalar:
+def critic_loss(
+    q: Float[Array, "ensemble batch"],
+    target: Float[Array, "batch"],
+    weight: Float[Array, "batch"] | None = None,
+) -> Scalar:
     """The mean squared TD error of every member against one target, without its gradient."""
-    return distillation_loss(q, jnp.broadcast_to(target[None], q.shape))
+    target = stop_gradient(jnp.broadcast_to(target[None], q.shape))
+    return jnp.mean(_weighted(squared_error(q, target), weight))
 
 
 def expectile_loss(
@@ -78,6 +98,7 @@ def quantile_loss(
     prediction: Float[Array, "ensemble batch noise"],
     target: Float[Array, "batch samples"],
     quantile: Float[Array, "batch noise"],
+    weight: Float[Array, "batch"] | None = None,
     *,
     huber_threshold: Number | None = None,
 ) -> Scalar:
@@ -90,25 +111,27 @@ def quantile_loss(
     Source: Dabney et al., arXiv 1806.06923, equation 3.
     """
     delta = stop_gradient(target)[None, :, None, :] - prediction[..., None]
-    weight = jnp.abs(quantile[None, :, :, None] - (delta < 0).astype(delta.dtype))
+    side = jnp.abs(quantile[None, :, :, None] - (delta < 0).astype(delta.dtype))
     if huber_threshold is None:
         error = delta**2
     else:
         size = jnp.abs(delta)
         linear = huber_threshold * (size - 0.5 * huber_threshold)
         error = jnp.where(size <= huber_threshold, 0.5 * delta**2, linear) / huber_threshold
-    return jnp.mean(jnp.sum(weight * error, axis=2))
+    return jnp.mean(_weighted(jnp.mean(jnp.sum(side * error, axis=2), axis=2), weight))
 
 
 def categorical_loss(
-    logits: Float[Array, "ensemble batch bins"], target: Float[Array, "batch bins"]
+    logits: Float[Array, "ensemble batch bins"],
+    target: Float[Array, "batch bins"],
+    weight: Float[Array, "batch"] | None = None,
 ) -> Scalar:
     """The cross-entropy of every member against one target distribution, without its gradient.
 
     Source: Farebrother et al., arXiv 2403.03950, section 3.
     """
     cross_entropy = -jnp.sum(stop_gradient(target)[None] * jax.nn.log_softmax(logits), axis=2)
-    return jnp.mean(cross_entropy)
+    return jnp.mean(_weighted(cross_entropy, weight))
 
 
 def policy_loss(q: Float[Array, "batch"], *, normalise: bool = False) -> Scalar:

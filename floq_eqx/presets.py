@@ -2,9 +2,11 @@
 
 Sources: floq, arXiv 2509.06863, appendix, with its released commands, which also give `iqn`; `fql`
 from FQL, arXiv 2502.02538, and where it says so from floq's; `sorl` from SORL, arXiv 2505.22866;
-`value_flows` from Value Flows, arXiv 2510.07650. Of `iql`, `ifql` and `rebrac` there is what FQL's
-released commands state for humanoidmaze-medium, and those of Value Flows for antmaze-large online;
-the papers' `c51`, and Value Flows' own `iqn`, are other algorithms than the agents of these names.
+`value_flows` from Value Flows, arXiv 2510.07650; `qc` from the released commands of Q-chunking,
+arXiv 2507.07969, which are of sparse rewards on scene and puzzles. Of `iql`, `ifql` and `rebrac`
+there is what FQL's released commands state for humanoidmaze-medium, and those of Value Flows for
+antmaze-large online; the papers' `c51`, and Value Flows' own `iqn`, are other algorithms than the
+agents of these names.
 """
 
 import dataclasses
@@ -86,17 +88,20 @@ PAPER: dict[str, dict[str, dict[str, Any]]] = {
         "fql": {"policy.alpha": 300.0},
         "sorl": {"policy.q_weight": 50.0},
         "value_flows": {"critic.discount": 0.995, "critic.confidence_temperature": 3.0},
+        "qc": {},
     },
     "scene": {
         "floq": {"policy.alpha": 300.0},
         "fql": {"policy.alpha": 300.0},
         "sorl": {"policy.q_weight": 100.0},
         "value_flows": {"critic.aggregation": "min"},
+        "qc": {"sparse": True},
     },
     "puzzle-3x3": {
         "floq": {"policy.alpha": 1000.0},
         "fql": {"policy.alpha": 1000.0},
         "value_flows": {"critic.bcfm_weight": 0.5, "critic.aggregation": "min"},
+        "qc": {"sparse": True},
     },
     "puzzle-4x4": {
         "floq": {"policy.alpha": 1000.0},
@@ -230,7 +235,7 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
         raise nearest(f"agent of the papers' {name}{online}", agent, reported)
     settings: dict[str, Any] = {"critic.discount": ENVIRONMENTS[name].discount}
     settings |= PAPER[name].get(agent, {}) | changes.get(agent, {})
-    batch_size = settings.pop("batch_size", 256)
+    batch_size, sparse = settings.pop("batch_size", 256), settings.pop("sparse", False)
     if agent == "floq":
         settings["critic.network.hidden_sizes"] = (512,) * settings.pop("depth", 4)
     made = RECIPES[agent](**settings)
@@ -240,6 +245,7 @@ def paper(agent: str, environment: str, *, variant: Variant = "default") -> Trai
         agent=made,
         num_updates=1_000_000 if online else _UPDATES.get(agent, 1_000_000),
         batch_size=batch_size,
+        sparse=sparse,
         online=OnlineConfig(num_steps=1_000_000) if goes_online else None,
     )
 
@@ -282,6 +288,7 @@ def published(agent: str, environment: str) -> str | None:
 LAPTOP: dict[str, dict[str, Any]] = {
     "floq": {"policy.alpha": 300.0},
     "fql": {"policy.alpha": 300.0},
+    "qc": {"policy.alpha": 300.0},
     "iqn": {"policy.alpha": 300.0},
     "c51": {"policy.alpha": 300.0},
     "value_flows": {
@@ -307,7 +314,8 @@ def laptop(
     """A small configuration: minutes on two cores, on 100 episodes that are collected first.
 
     Tuned for floq on cube-single; other agents get the same sizes and schedule, and the best of the
-    three values of `LAPTOP` that `benchmarks/agents.py` tried there on smaller networks.
+    three values of `LAPTOP` that `benchmarks/agents.py` tried there on smaller networks; `qc` gets
+    FQL's.
 
     **Arguments:**
 

@@ -6,21 +6,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import FloatLike
+from ._types import Discounts, FloatLike
 
-Aggregation: TypeAlias = Literal["mean", "min"]
+Aggregation: TypeAlias = Literal["mean", "min", "pessimistic"]
 Backup: TypeAlias = Literal["expected", "distributional"]
 
 
 def aggregate(
-    values: Float[Array, "ensemble *shape"], aggregation: Aggregation = "mean"
+    values: Float[Array, "ensemble *shape"],
+    aggregation: Aggregation = "mean",
+    rho: FloatLike = 0.5,
 ) -> Float[Array, "*shape"]:
-    """The mean or the minimum over the members of an ensemble, for each entry by itself."""
+    r"""Combines the members of an ensemble, for each entry by itself.
+
+    **Arguments:**
+
+    - `aggregation`: their `mean`; their `min`; or `pessimistic`, the mean less $\rho$ times their
+        standard deviation, whose divisor is the number of members.
+    - `rho`: that $\rho$.
+
+    Source of the latter: Ghasemipour et al., arXiv 2205.13703, and the released code of QAM.
+    """
     if aggregation == "mean":
         return jnp.mean(values, axis=0)
     if aggregation == "min":
         return jnp.min(values, axis=0)
-    raise ValueError(f"aggregation must be 'mean' or 'min', got {aggregation!r}.")
+    if aggregation != "pessimistic":
+        raise ValueError(
+            f"aggregation must be 'mean', 'min' or 'pessimistic', got {aggregation!r}."
+        )
+    variance = jnp.var(values, axis=0)
+    # Equal members have no deviation, and their square root no derivative.
+    apart = variance > 0
+    deviation = jnp.where(apart, jnp.sqrt(jnp.where(apart, variance, 1.0)), 0.0)
+    return jnp.mean(values, axis=0) - rho * deviation
 
 
 def value_bounds(
@@ -35,9 +54,11 @@ def td_target(
     mask: Float[Array, "batch"],
     next_value: Float[Array, "batch"],
     *,
-    discount: FloatLike,
+    discount: Discounts,
 ) -> Float[Array, "batch"]:
-    r"""$r + \gamma\, m\, Q(s', a')$, with the mask $m$ = 0 where s' is terminal."""
+    r"""$r + \gamma\, m\, Q(s', a')$, with the mask $m$ = 0 where s' is terminal; after n steps with
+    their discounted rewards as r and $\gamma^n$ as $\gamma$.
+    """
     return reward + discount * mask * next_value
 
 
@@ -46,7 +67,7 @@ def flow_td_target(
     mask: Float[Array, "batch"],
     next_value: Float[Array, "batch noise"],
     *,
-    discount: FloatLike,
+    discount: Discounts,
     backup: Backup = "expected",
 ) -> Float[Array, "batch noise"]:
     r"""The endpoint $x_1$ of every sample's path, from m integrated next values.
@@ -55,14 +76,14 @@ def flow_td_target(
 
     - `reward`, `mask`: of the transition.
     - `next_value`: the target field's integrals, one a noise sample, aggregated over members.
-    - `discount`: $\gamma$ in [0, 1).
+    - `discount`: $\gamma$ in [0, 1), or that of each transition.
     - `backup`: `"expected"` gives all samples of a transition the mean of their targets, so that
         the flow's endpoint is Q itself; `"distributional"` lets each keep its own, so that the
         endpoint is distributed like the return.
 
     Source: floq, arXiv 2509.06863, section 4.1 (expected) and its ablation (distributional).
     """
-    target = reward[:, None] + discount * mask[:, None] * next_value
+    target = reward[:, None] + (discount * mask)[:, None] * next_value
     if backup == "distributional":
         return target
     if backup == "expected":
@@ -76,7 +97,7 @@ def categorical_td_target(
     next_probability: Float[Array, "batch bins"],
     atoms: Float[Array, "bins"],
     *,
-    discount: FloatLike,
+    discount: Discounts,
 ) -> Float[Array, "batch bins"]:
     r"""The distribution of $r + \gamma\, m\, Z(s', a')$, put back onto the atoms.
 
@@ -91,7 +112,7 @@ def categorical_td_target(
 
     Source: Bellemare, Dabney and Munos, arXiv 1707.06887, equation 7.
     """
-    moved = reward[:, None] + discount * mask[:, None] * atoms[None]
+    moved = reward[:, None] + (discount * mask)[:, None] * atoms[None]
     moved = jnp.clip(moved, atoms[0], atoms[-1])
     distance = jnp.abs(moved[:, None, :] - atoms[None, :, None]) / (atoms[1] - atoms[0])
     share = jnp.clip(1 - distance, 0, 1)

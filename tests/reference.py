@@ -13,7 +13,7 @@ from floq_eqx.agents.policies import BehaviouralFlowNoise, OneStepNoise
 from floq_eqx.data import Batch
 
 DATA = Path(__file__).parent / "data"
-FILES = sorted(path.stem for path in DATA.glob("*.npz"))
+FILES = sorted(path.stem for path in DATA.glob("*.npz") if path.stem != "sequence_sampler")
 
 # The names of the reference's metrics that the library has too; `mse` alone needs draws that only
 # feed it.
@@ -54,8 +54,8 @@ METRICS |= {
 }
 # ReBRAC's release calls the whole actor's loss `total_loss`, and its Q term `actor_loss`.
 REBRAC_METRICS = METRICS | {"actor/total_loss": "actor_loss", "actor/actor_loss": "q_loss"}
-# The deviation is 1 by construction; the size of Q only normalises it.
-WITHOUT_COUNTERPART = {"actor/std", "actor/q_abs_mean"}
+# The deviation is 1 by construction; the size of Q only normalises it; gradients are compared.
+WITHOUT_COUNTERPART = {"actor/std", "actor/q_abs_mean", "grad/max", "grad/min", "grad/norm"}
 
 
 class Reference:
@@ -70,6 +70,8 @@ class Reference:
         # For FQL's policy `mse` is that of an action drawn with noise of its own.
         sampled = self.name in ("floq", "fql", "fqliqn", "value_flows")
         self.ignored = WITHOUT_COUNTERPART | ({"actor/mse"} if sampled else set())
+        if self.config.get("actor_type") == "best-of-n":  # a term that is not there, logged as 0
+            self.ignored |= {"actor/distill_loss"}
         if self.name == "value_flows":  # its logged Q has noise of its own too
             self.ignored |= {"critic/q_mean", "critic/q_min", "critic/q_max"}
 
@@ -83,9 +85,26 @@ class Reference:
 
     def batch(self, update: int) -> Batch:
         arrays = self.below(f"batch{update}")
+        if self.name == "acfql":
+            return self.window(arrays)
         names = ["observations", "actions", "rewards", "masks", "next_observations"]
         names += ["next_actions"] if "next_actions" in arrays else []
         return Batch(*(jnp.asarray(arrays[name]) for name in names))
+
+    def window(self, arrays: dict[str, np.ndarray]) -> Batch:
+        """A window of the released code, of whose rewards and states the last ones count."""
+        size, steps, _ = arrays["actions"].shape
+        chunked = self.config["action_chunking"]
+        valid = arrays["valid"]
+        return Batch(
+            observation=jnp.asarray(arrays["observations"]),
+            action=jnp.asarray(arrays["actions"][:, : steps if chunked else 1].reshape(size, -1)),
+            reward=jnp.asarray(arrays["rewards"][:, -1]),
+            mask=jnp.asarray(arrays["masks"][:, -1]),
+            next_observation=jnp.asarray(arrays["next_observations"][:, -1]),
+            discount=jnp.full(size, self.config["discount"] ** steps, jnp.float32),
+            valid=jnp.asarray(valid if chunked else valid[:, -1:]),
+        )
 
     def noise(self, update: int) -> ActorCriticNoise:
         draws = {k: jnp.asarray(v) for k, v in self.below(f"draws{update}").items()}
@@ -114,6 +133,11 @@ class Reference:
                 score=candidate_value.reshape(-1),
                 choice=jnp.zeros_like(candidate_value),  # the best is taken
             )
+        if self.name == "acfql" and self.config["actor_type"] == "best-of-n":
+            action = draws["next_action_noise"]
+            policy = BehaviouralFlowNoise(draws["bc_x0"], draws["bc_t"][:, 0])
+            choice = jnp.zeros(action.shape[:2])  # the best is taken
+            return ActorCriticNoise(None, policy, None, rows(action), None, choice)
         policy = OneStepNoise(
             bc_action=draws["bc_x0"],
             bc_time=draws["bc_t"][:, 0],

@@ -476,10 +476,14 @@ class TestPairs:
     def test_contract(self, critic, policy):
         # Values of made-up networks, which the usual bounds would clip.
         bounds = {"reward_max": 1.0} if issubclass(CRITICS[critic], BoundedCritic) else {}
-        agent = small_pair(critic, policy, action_size=2, critic=bounds)
+        # Of chunks of two actions, as the recipes' contracts are of single ones.
+        agent = small_pair(critic, policy, action_size=2, chunk=2, critic=bounds)
         params = made_up(lambda key: agent.init(3, 2, key=key).params, -1, 1)
         noise = made_up(lambda key: agent.noise(4, key=key), 0, 1)
-        batch = jax.tree.map(lambda x: x[:4], BATCH)
+        parts = vars(jax.tree.map(lambda x: x[:4], BATCH))
+        pairs = {k: jnp.concatenate([v, v], 1) for k, v in parts.items() if k.endswith("action")}
+        valid = jnp.ones((4, 2)).at[2, 1].set(0.0)
+        batch = Batch(**parts | pairs | {"discount": jnp.full(4, 0.9), "valid": valid})
         keys = jax.random.split(KEY, 8)
         found = looked_at(agent, params, batch, noise, keys)
         values, (gradients, slow), action = found
@@ -496,6 +500,11 @@ class TestPairs:
         assert_trees_close(looked_at(agent, params, batch, noise, keys), found)
         broken = dataclasses.replace(batch, reward=batch.reward.at[1].set(jnp.nan))
         assert np.isnan(looked_at(agent, params, broken, noise, keys)[0][0])
+        # A chunk that its trajectory does not hold teaches the critic nothing.
+        other = dataclasses.replace(batch, reward=batch.reward.at[2].add(-0.5))
+        of_other = looked_at(agent, params, other, noise, keys)
+        assert_trees_close(of_other[0][0], values[0])
+        assert_trees_close(jax.tree.map(lambda x: x[0], of_other[1][0]), of_critic)
 
     @pytest.mark.parametrize(("critic", "policy"), [("flow", "shortcut"), ("quantile", "gaussian")])
     def test_plain_form(self, critic, policy):

@@ -1,6 +1,7 @@
 """Transitions, and OGBench's names, environments and files."""
 
 import contextlib
+import dataclasses
 import functools
 import http.server
 import inspect
@@ -31,6 +32,8 @@ from floq_eqx.data import (
     sample,
     take,
 )
+from floq_eqx.evaluation import make_environments
+from floq_eqx.training import TrainConfig
 
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 MAZE_DATASET = "pointmaze-medium-navigate-v0"
@@ -354,6 +357,43 @@ def test_cube_rewards(tmp_path):
     data = load_dataset(CUBE, path=tmp_path / "a.npz")
     np.testing.assert_array_equal(data.reward, [-1.0, -1.0, 0.0, -1.0, -1.0])
     np.testing.assert_array_equal(data.mask, [1.0, 1.0, 0.0, 1.0, 1.0])
+
+
+def test_sparse_rewards(tmp_path):
+    """-1 unless the whole puzzle is solved, in the data and in the environment."""
+    name, rng = "puzzle-3x3-play-singletask-v0", np.random.default_rng(0)
+    with contextlib.closing(make_environment(name)) as env:
+        env.reset()
+        sizes = env.unwrapped.model.nq, env.unwrapped.model.nv
+        goal = env.unwrapped._target_button_states
+        _, reward, *_ = env.step(np.zeros(5, np.float32))
+    assert reward < -1
+    buttons = rng.integers(0, 2, (40, 9))
+    buttons[3] = goal
+    np.savez(
+        tmp_path / "a.npz",
+        observations=rng.normal(size=(40, 55)).astype(np.float32),
+        actions=rng.uniform(-1.0, 1.0, size=(40, 5)).astype(np.float32),
+        terminals=np.arange(40) == 39,
+        qpos=np.zeros((40, sizes[0]), np.float32),
+        qvel=np.zeros((40, sizes[1]), np.float32),
+        button_states=buttons,
+    )
+    counted = load_dataset(name, path=tmp_path / "a.npz")
+    sparse = load_dataset(name, path=tmp_path / "a.npz", sparse=True)
+    assert float(counted.reward.min()) < -1
+    assert sparse.reward.tolist() == [-1.0 if r else 0.0 for r in counted.reward.tolist()]
+    assert sparse.reward.tolist().count(0.0) >= 1
+    assert eqx.tree_equal(sparse, dataclasses.replace(counted, reward=sparse.reward))
+    with contextlib.closing(make_environment(name, sparse=True)) as env:
+        env.reset()
+        assert env.step(np.zeros(5, np.float32))[1] == -1.0
+    with pytest.raises(ValueError, match="leave it out with rewards='file'"):
+        load_dataset(name, path=tmp_path / "a.npz", rewards="file", sparse=True)
+    with pytest.raises(ValueError, match=r"sparse = True means nothing: Pendulum-v1"):
+        make_environments("Pendulum-v1", 1, sparse=True)
+    with pytest.raises(ValueError, match="these are the file's"):
+        TrainConfig(environment=name, rewards="file", data="a.npz", sparse=True)
 
 
 # ------------------------------------------------------------------------------------- bad files

@@ -79,7 +79,7 @@ def finished(tmp_path_factory):
 
 
 def collected(run, step):
-    return run.restore_collected(Replay.empty(1, 2, 1).data, step=step)
+    return run.restore_collected(Replay.empty(1, 2, 1).data, step=step).data
 
 
 def test_from_scratch(finished):
@@ -248,7 +248,7 @@ def check_online(folder):
     if (folder / "config.json").exists():
         run = Run(folder)
         for step in run.steps():
-            held = run.restore_collected(Replay.empty(1, 3, 1).data, step=step)
+            held = run.restore_collected(Replay.empty(1, 3, 1).data, step=step).data
             assert len(held) == step
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(held))
             assert int(run.load(step=step)[1].step) == max(0, step - 50)

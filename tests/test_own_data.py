@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from floq_eqx.data import Batch, Trajectories, check_windows, window
+from floq_eqx.agents import with_options
+from floq_eqx.data import Batch, Trajectories, window
 from floq_eqx.data.checks import ACTION_MARGIN
+from floq_eqx.training.checks import check_fits
+
+from .runs import small_agent
 
 
 def steps(num=10, *, seed=0, ends=(3, 4, 9), terminals=(4,), sizes=(2, 1)):
@@ -274,9 +278,11 @@ def test_bad_arrays(case):
 
 def test_a_window_longer_than_every_trajectory():
     data, _ = loaded(steps())
-    check_windows(data, 4)
-    with pytest.raises(ValueError, match=r"5 steps is longer than every trajectory.*longest has 4"):
-        check_windows(data, 5)
+    agent = small_agent("floq", action_size=1)
+    check_fits(with_options(agent, {"n_step": 4}), data)
+    message = "windows of 5 steps, and the longest trajectory has 4"
+    with pytest.raises(ValueError, match=message):
+        check_fits(with_options(agent, {"n_step": 5}), data)
 
 
 def test_nothing_is_changed():

@@ -52,12 +52,12 @@ def test_every_paper_configuration_builds(environment, agent, variant):
     config = paper(agent, task(environment), variant=variant)
     assert config.agent_name == agent
     assert config.collect_episodes is None
-    plain = flat(config.agent) | {"batch_size": config.batch_size}
+    plain = flat(config.agent) | {"batch_size": config.batch_size, "sparse": config.sparse}
     assert plain["decay_updates"] is None
     stated = PAPER[environment].get(agent, {}) | CHANGES[variant].get(environment, {}).get(
         agent, {}
     )
-    expected = {"batch_size": 256} | stated
+    expected = {"batch_size": 256, "sparse": False} | stated
     expected = {"critic.discount": ENVIRONMENTS[environment].discount} | expected
     for name, value in expected.items():
         if name == "depth":

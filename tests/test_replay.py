@@ -176,7 +176,7 @@ def test_what_was_collected_restores_the_buffer(protect, offline, added):
     newest = [*range(offline), *range(100, 100 + added)][-8:]
     if protect:
         newest = [*range(100, 100 + added)][-(8 - offline) :]
-    assert numbers(replay.collected().in_order()) == newest
+    assert numbers(replay.collected().in_order().data) == newest
     with pytest.raises(ValueError, match="9 collected transitions do not fit"):
         fresh().with_collected(Collected(transitions(0, 9), jnp.zeros((), jnp.int32)))
 

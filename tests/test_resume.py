@@ -74,7 +74,9 @@ def test_other_data_are_refused(copy, data, tmp_path):
 
 
 def test_a_fingerprint_is_of_content(data):
-    batch = find_data(small_config(data))
+    found = find_data(small_config(data))
+    batch = found.transitions()
+    assert fingerprint(found) == fingerprint(batch)
     assert fingerprint(batch) == fingerprint(jax.tree.map(jnp.copy, batch))
     changes = {
         "reward": batch.reward.at[5].add(1),
@@ -167,7 +169,9 @@ def test_a_schedule_that_ended_never_looks_like_training(data, tmp_path):
 
 
 def test_loops_refuse_an_ended_schedule(data):
-    batch = find_data(small_config(data))
+    found = find_data(small_config(data))
+    batch = found.transitions()
+    assert fingerprint(found) == fingerprint(batch)
     agent = small_agent("fql", decay_updates=5).for_data(batch)
     state = agent.init(28, 5, key=jax.random.key(0))
     shared = {"batch_size": 4, "key": jax.random.key(0)}
@@ -248,7 +252,7 @@ ONLINE = {"evaluate_every": 5, "checkpoint_every": 5, "evaluation_episodes": 1}
 
 
 def held(run, step):
-    return run.restore_collected(Replay.empty(1, 28, 5).data, step=step)
+    return run.restore_collected(Replay.empty(1, 28, 5).data, step=step).data
 
 
 def test_what_was_collected_comes_along(data, copy, tmp_path):

@@ -49,6 +49,7 @@ from .recipes import (
     ifql as ifql,
     iql as iql,
     iqn as iqn,
+    qc as qc,
     rebrac as rebrac,
     recipe as recipe,
     sac as sac,

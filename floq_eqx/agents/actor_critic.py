@@ -19,6 +19,7 @@ from .._checks import check_fields, check_unused
 from .._types import (
     Action,
     Actions,
+    Chunk,
     FloatLike,
     Key,
     Loss,
@@ -83,6 +84,10 @@ class ActorCritic(Agent):
     - `precision`: The precision of the factors in products between hidden layers, in `loss`,
         `update` and `act`: float32, tf32 (NVIDIA's GPUs) or bfloat16. Sums, parameters, the
         optimiser, norms, the flow's time and value, targets and losses stay in float32.
+    - `chunk`: The number h of actions that are chosen at once, valued together, and carried out one
+        after the other: Q-chunking, arXiv 2507.07969. The critic learns from windows of h steps.
+    - `n_step`: The number of steps after which the critic's target takes the value of a state; the
+        rewards before it count as they were.
     - `policy_every`: Move the policy and all slow averages, the critic's too, in every n-th update.
     - `recipe`: The name of the algorithm in [`floq_eqx.agents.recipes.RECIPES`][], if it has one.
 
@@ -97,12 +102,19 @@ class ActorCritic(Agent):
     target_rate: Share = eqx.field(default=0.005, kw_only=True)
     gradient_norm: Positive | None = eqx.field(default=None, kw_only=True)
     precision: Precision = eqx.field(static=True, default="float32", kw_only=True)
+    chunk: int = eqx.field(static=True, default=1, kw_only=True)
+    n_step: int = eqx.field(static=True, default=1, kw_only=True)
     policy_every: int = eqx.field(static=True, default=1, kw_only=True)
     recipe: str | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
         check_fields(self)
         policy = type(self.policy).__name__
+        if self.chunk > 1 and self.n_step > 1:
+            raise ValueError(
+                f"The target of a chunk comes after its {self.chunk} steps already: leave out "
+                f"n_step, got {self.n_step}."
+            )
         if self.critic is None:
             self._check_without_critic(policy)
         elif self.selection.num_candidates == 1 and not (
@@ -144,7 +156,7 @@ class ActorCritic(Agent):
         if self.selection.num_candidates > 1:
             raise ValueError("Nothing can choose among candidates without a critic: give one.")
         where = "without a critic"
-        check_unused(self, where, "next_selection", "policy_every")
+        check_unused(self, where, "next_selection", "policy_every", "n_step")
         if type(self.policy).slow is AbstractPolicy.slow:  # which averages nothing
             check_unused(self, where, "target_rate")
 
@@ -168,6 +180,20 @@ class ActorCritic(Agent):
     def reward_bounds(self) -> tuple[FloatLike, FloatLike] | None:
         critic = self.critic
         return (critic.reward_min, critic.reward_max) if isinstance(critic, BoundedCritic) else None
+
+    @property
+    def num_actions(self) -> int:
+        return self.chunk
+
+    def action_shape(self, *batch: int) -> tuple[int, ...]:
+        """The shape of the noise of whole chunks, flat."""
+        *rest, size = super().action_shape(*batch)
+        return (*rest, self.chunk * size)
+
+    def windows(self) -> dict[str, Any]:
+        discount = 1.0 if self.critic is None else self.critic.discount
+        length = max(self.chunk, self.n_step)
+        return {"length": length, "discount": discount, "chunk": self.chunk > 1}
 
     def for_data(self, data: Data) -> "ActorCritic":
         critic = None if self.critic is None else self.critic.for_data(data)
@@ -248,7 +274,7 @@ class ActorCritic(Agent):
             if following.bonus is not None:
                 # A value of s' that is larger by a bonus pays as a reward before, discounted.
                 bonus = jnp.mean(jnp.reshape(following.bonus, shape), axis=1)
-                reward = seen.reward + critic.discount * seen.mask * bonus
+                reward = seen.reward + critic.next_discount(seen) * seen.mask * bonus
                 seen = dataclasses.replace(seen, reward=reward)
         return critic.loss(params.critic, targets.critic, seen, next_action, noise.critic)
 
@@ -332,15 +358,22 @@ class ActorCritic(Agent):
 
         return optax.chain(optax.stateless(each), super().optimiser())
 
-    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
+    def act(self, state: State, observation: Observation, *, key: Key) -> Action | Chunk:
+        """The action or, with `chunk` > 1, the actions of a chunk, `[chunk action]`."""
         return self._act(state, observation, key, by_mode=self.policy.acts_by_mode)
 
-    def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
+    def explore(self, state: State, observation: Observation, *, key: Key) -> Action | Chunk:
         # A clone has nothing to explore for.
         by_mode = self.policy.acts_by_mode and not self.policy.uses_value
         return self._act(state, observation, key, by_mode=by_mode)
 
-    def _act(self, state: State, observation: Observation, key: Key, *, by_mode: bool) -> Action:
+    def _act(
+        self, state: State, observation: Observation, key: Key, *, by_mode: bool
+    ) -> Action | Chunk:
+        chosen = self._choose(state, observation, key, by_mode=by_mode)
+        return chosen if self.chunk == 1 else jnp.reshape(chosen, (self.chunk, -1))
+
+    def _choose(self, state: State, observation: Observation, key: Key, *, by_mode: bool) -> Action:
         params = with_precision(state.params, self.precision)
         count = self.selection.num_candidates
         shape = self.action_shape(count)
@@ -367,8 +400,8 @@ class ActorCritic(Agent):
 
 def _initial_state(agent: ActorCritic, observation_size: int, action_size: int, key: Key) -> State:
     critic_key, policy_key = jax.random.split(key)
-    sizes = (observation_size, action_size)
-    critic = agent.bounded_critic(action_size)
+    sizes = (observation_size, agent.chunk * action_size)
+    critic = agent.bounded_critic(sizes[1])
     params = Parts(
         None if critic is None else critic.init(*sizes, key=critic_key),
         agent.policy.init(*sizes, key=policy_key),

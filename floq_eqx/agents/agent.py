@@ -13,9 +13,19 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._checks import check_fields, check_sizes
-from .._types import Action, AtLeastZero, FloatLike, Key, Loss, Metrics, Observation
+from .._types import (
+    Action,
+    AtLeastZero,
+    AtLeastZeroNumber,
+    Chunk,
+    FloatLike,
+    Key,
+    Loss,
+    Metrics,
+    Observation,
+)
 from ..data.transitions import Batch
-from ..data.windows import Data, sample
+from ..data.windows import Data, sample_windows
 
 T = TypeVar("T")
 AgentT = TypeVar("AgentT", bound="Agent")
@@ -54,12 +64,15 @@ class Agent(eqx.Module):
 
     - `action_size`: The number of components of an action; `for_data` fills it in.
     - `learning_rate`: The learning rate of Adam.
+    - `weight_decay`: The share of the parameters that Adam takes off them, times the learning rate,
+        in every update: AdamW, arXiv 1711.05101.
     - `decay_updates`: Let the learning rate fall to zero as a cosine over so many updates; `None`
         keeps it, as the papers do.
     """
 
     action_size: int | None = eqx.field(static=True, default=None, kw_only=True)
     learning_rate: AtLeastZero = eqx.field(default=3e-4, kw_only=True)
+    weight_decay: AtLeastZeroNumber = eqx.field(static=True, default=0.0, kw_only=True)
     decay_updates: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
@@ -74,6 +87,11 @@ class Agent(eqx.Module):
     def uses_next_action(self) -> bool:
         """Whether its batches need `next_action`."""
         return False
+
+    @property
+    def num_actions(self) -> int:
+        """How many actions `act` chooses at once."""
+        return 1
 
     @property
     def reward_bounds(self) -> tuple[FloatLike, FloatLike] | None:
@@ -102,14 +120,20 @@ class Agent(eqx.Module):
         """
 
     @abc.abstractmethod
-    def act(self, state: State, observation: Observation, *, key: Key) -> Action:
-        """The action for one observation, each component in [-1, 1], as it is evaluated."""
+    def act(self, state: State, observation: Observation, *, key: Key) -> Action | Chunk:
+        """The action for one observation, each component in [-1, 1], as it is evaluated; of an
+        agent that acts in chunks all of a chunk's, one after the other.
+        """
 
     def sample(self, data: Data, batch_size: int, *, key: Key) -> Batch:
         """A batch of `data` for one update, drawn uniformly, with replacement."""
-        return sample(data, batch_size, key=key)
+        return sample_windows(data, batch_size, key=key, **self.windows())
 
-    def explore(self, state: State, observation: Observation, *, key: Key) -> Action:
+    def windows(self) -> dict[str, Any]:
+        """The `length`, `discount` and `chunk` of the windows that it learns from."""
+        return {"length": 1}
+
+    def explore(self, state: State, observation: Observation, *, key: Key) -> Action | Chunk:
         """The action by which data is collected: `act`'s, unless that draws none."""
         return self.act(state, observation, key=key)
 
@@ -156,7 +180,8 @@ class Agent(eqx.Module):
         (_, metrics), grads = grad(state.params)
         # Optax raises a float to an integer count, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = self.optimiser().update(grads, state.opt_state)
+            parameters = eqx.filter(state.params, eqx.is_inexact_array)
+            updates, opt_state = self.optimiser().update(grads, state.opt_state, parameters)
         params = eqx.apply_updates(state.params, updates)
         return State(params, self.next_targets(state), opt_state, state.step + 1), metrics
 
@@ -168,7 +193,10 @@ class Agent(eqx.Module):
         schedule = optax.constant_schedule(1.0)
         if self.decay_updates is not None:
             schedule = optax.cosine_decay_schedule(1.0, self.decay_updates)
-        return optax.chain(optax.adam(self.learning_rate), optax.scale_by_schedule(schedule))
+        adam = optax.adam(self.learning_rate)
+        if self.weight_decay:
+            adam = optax.adamw(self.learning_rate, weight_decay=self.weight_decay)
+        return optax.chain(adam, optax.scale_by_schedule(schedule))
 
     def check_decay(self, state: State, num_updates: int) -> None:
         """Raises a `ValueError` if the learning rate reaches zero before `num_updates` more.

@@ -58,6 +58,21 @@ def fql() -> ActorCritic:
 
 
 @recipe
+def qc() -> ActorCritic:
+    """Q-chunking, arXiv 2507.07969, algorithm 1, with FQL's policy (QC-FQL).
+
+    1. Regress Q of a chunk of h actions on its discounted rewards and γ^h Q(s_h, a'), a' a chunk
+       of the one-step actor.
+    2. Match the behavioural flow to the data's chunks.
+    3. Raise Q by the one-step actor, and distil the flow into it; carry out its chunks whole.
+
+    With `BehaviouralFlow()` as the policy and `Selection(32)` for both selections it is the paper's
+    QC, whose chunks are the best of 32 of the behavioural flow.
+    """
+    return ActorCritic(critics.TD(), policies.OneStep(alpha=100.0), chunk=5)
+
+
+@recipe
 def iqn() -> ActorCritic:
     """FQL's policy on implicit quantile networks, arXiv 1806.06923: a baseline of floq.
 

@@ -13,7 +13,6 @@ from .._checks import check_choice, check_sizes
 from .._types import Key, Number
 from ..agents import ActorCritic, Flow
 from ..data.transitions import Batch
-from ..data.windows import sample
 from ..modules.velocity import AbstractValueVelocity
 from ..networks import MLPConfig
 from ..training.gathering import find_data
@@ -99,14 +98,13 @@ def study_run(
     agent, state = run.load()
     batch_key, noise_key, z_key = jax.random.split(key, 3)
     data = find_data(run.config, progress=progress)
-    batch = sample(data, num_observations, key=batch_key)
-    size = data.action_size
-    noise = jax.random.normal(noise_key, (num_observations, num_candidates - 1, size))
+    batch = agent.sample(data, num_observations, key=batch_key)
+    noise = jax.random.normal(noise_key, (num_observations, num_candidates - 1, batch.action_size))
     others = jax.vmap(agent.policy.sample, in_axes=(None, None, 1), out_axes=1)(
         state.params.policy, batch.observation, noise
     )
     candidates = jnp.concatenate([batch.action[:, None], others], axis=1)
-    critic = agent.for_data(data).bounded_critic(data.action_size)
+    critic = agent.for_data(data).bounded_critic(batch.action_size)
     field = state.params.critic.field
     z0 = critic.initial_value(jax.random.uniform(z_key, (num_observations,)))
     comparison = compare_solvers(

@@ -94,7 +94,7 @@ def run(arguments: list[str]) -> None:
     config = trained.config
     name, kwargs = _environment(trained, options)
     timing = options.success_timing or config.success_timing
-    shared = {"success_timing": timing, **kwargs}
+    shared = {"success_timing": timing, "sparse": config.sparse, **kwargs}
     cap = options.max_episode_steps
     cap = config.max_episode_steps if cap is None else cap
     environments = make_environments(name, min(10, options.episodes), **shared)

@@ -37,7 +37,7 @@ from .output import finish, say
 GROUPS = ("run", "data", "learning", "online")
 PARTS = ("critic", "policy", "selection", "next_selection")
 _DATA = (
-    *("data", "collect_episodes", "rewards", "reward_scale", "reward_shift"),
+    *("data", "collect_episodes", "rewards", "sparse", "reward_scale", "reward_shift"),
     *("action_low", "action_high", "success_timing"),
 )
 _NONE = "none"

@@ -3,7 +3,6 @@
 from .checks import (
     check_batch as check_batch,
     check_data as check_data,
-    check_windows as check_windows,
     fingerprint as fingerprint,
     reward_range as reward_range,
 )
@@ -27,6 +26,7 @@ from .windows import (
     Data as Data,
     Trajectories as Trajectories,
     sample as sample,
+    sample_windows as sample_windows,
     take as take,
     window as window,
 )
@@ -40,7 +40,6 @@ __all__ = [
     "Trajectories",
     "check_batch",
     "check_data",
-    "check_windows",
     "collect_dataset",
     "dataset_names",
     "fetch_dataset",
@@ -52,6 +51,7 @@ __all__ = [
     "reward_range",
     "sample",
     "sample_mixture",
+    "sample_windows",
     "take",
     "window",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,18 +36,16 @@ def check_data(data: Data) -> None:
     check_batch(data)
     if len(data) == 0:
         raise ValueError("The dataset holds no transitions; collect or fetch it again.")
-    for name in ("observation", "action", "reward", "mask", "next_observation", "next_action"):
-        array = getattr(data, name)
-        if array is None:
-            continue
-        finite = np.isfinite(np.asarray(array)).reshape(len(data), -1).all(axis=1)
+    for name, array in _arrays(data):
+        finite = np.isfinite(array).reshape(len(data), -1).all(axis=1)
         if not finite.all():
             raise ValueError(
                 f"The dataset's `{name}` is NaN or infinite in {int((~finite).sum())} of "
                 f"{len(data)} transitions, first in number {int(np.argmin(finite))}. "
                 "Leave those transitions out or collect the dataset again."
             )
-    size = np.abs(np.asarray(data.action)).max(axis=1, initial=0.0)
+    actions = dict(_arrays(data, "action"))["action"]
+    size = np.abs(actions).max(axis=1, initial=0.0)
     if size.max() > 1.0:
         raise ValueError(
             f"Actions must lie in [-1, 1], got {size.max()!s} in {int((size > 1.0).sum())} of "
@@ -61,17 +60,6 @@ def check_data(data: Data) -> None:
             f"Masks must lie in [0, 1], got {mask[first]!s} in {int(outside.sum())} of {len(data)} "
             f"transitions, first in number {first}: a mask is 0 where the next state is terminal, "
             "else 1."
-        )
-
-
-def check_windows(data: Trajectories, length: int) -> None:
-    """Raises a `ValueError` if no trajectory has as many steps as a window."""
-    longest = int(jnp.max(data.left, initial=0))
-    if longest < length:
-        raise ValueError(
-            f"A window of {length} steps is longer than every trajectory of the data, of which the "
-            f"longest has {longest}: take shorter windows, or see that trajectories end where "
-            "they do."
         )
 
 
@@ -94,10 +82,26 @@ def reward_range(data: Data) -> tuple[float, float]:
 def fingerprint(data: Data) -> str:
     """A text that other data do not have: the SHA-256 of every array, with its name and shape."""
     digest = hashlib.sha256()
-    for field in dataclasses.fields(Batch):
-        array = getattr(data, field.name, None)
-        if array is not None:
-            array = np.ascontiguousarray(array)
-            digest.update(f"{field.name} {array.dtype.str} {array.shape}".encode())
-            digest.update(array.data)
+    for name, array in _arrays(data):
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.data)
     return digest.hexdigest()
+
+
+def _arrays(data: Data, *only: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Each part of the transitions by its name, in the order of a `Batch`, on the host: there are
+    too many for the device to hold them twice.
+    """
+    for name in only or [field.name for field in dataclasses.fields(Batch)]:
+        if not isinstance(data, Trajectories) or name in ("reward", "mask"):
+            array = getattr(data, name, None)
+        elif name == "next_action" and not data.with_next_action:
+            array = None
+        elif name.endswith(("observation", "action")):
+            rows = np.asarray(data.states if name.endswith("observation") else data.actions)
+            array = rows[np.asarray(data.row) + name.startswith("next_")]
+        else:
+            array = None
+        if array is not None:
+            yield name, np.asarray(array)

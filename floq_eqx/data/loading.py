@@ -19,7 +19,7 @@ from .checks import ACTION_MARGIN, check_data
 from .fetching import DEFAULT_DIRECTORY, dataset_paths, fetch_dataset, how_to_get
 from .files import check_file, short, validation_path
 from .names import DatasetName, parse_name
-from .ogbench import make_environment, ogbench_module
+from .ogbench import make_environment, ogbench_module, sparse_reward
 from .windows import Trajectories
 
 
@@ -32,6 +32,7 @@ def load_dataset(
     validation: bool = False,
     with_next_action: bool = False,
     rewards: Literal["task", "file"] = "task",
+    sparse: bool = False,
 ) -> Trajectories:
     """Loads the transitions of an OGBench dataset, with the rewards of a single task.
 
@@ -54,6 +55,8 @@ def load_dataset(
         `rewards` and `masks`, one of each a step, for the transition that begins there. Those of
         the last state of a trajectory are not used. Without `masks` no state is terminal, as
         `terminals` only end trajectories. `qpos` is not needed then.
+    - `sparse`: whether the task's rewards are -1 unless it is solved, as the papers of Q-chunking
+        and QAM use on scene and puzzles, instead of counting what of it is not.
 
     **Returns:** all transitions, in float32 and in the order of time. The last state of a
     trajectory is only a `next_observation`.
@@ -75,6 +78,8 @@ def load_dataset(
             f"{dataclasses.replace(parsed, task=0)} for OGBench's default task, or take the file's "
             "own with rewards='file'."
         )
+    if sparse and rewards == "file":
+        raise ValueError("sparse is for the task's rewards: leave it out with rewards='file'.")
     if path is not None and (directory is not None or mirror is not None):
         raise ValueError("Give either path, or directory and mirror, not both.")
     if path is None:
@@ -112,6 +117,8 @@ def load_dataset(
                 parsed.environment_id, env, rows
             )
             _say_unused(own, valid, rows, name, file)
+            if sparse:
+                rows["rewards"] = sparse_reward(rows["rewards"])
 
     action = np.clip(raw["actions"], -1.0 + ACTION_MARGIN, 1.0 - ACTION_MARGIN)
     data = Trajectories.of_rows(

@@ -57,7 +57,11 @@ def _make(environment_id: str, **kwargs: Any) -> Any:
 
 
 def make_environment(
-    name: str, *, success_timing: Literal["pre", "post"] | None = None, **kwargs: Any
+    name: str,
+    *,
+    success_timing: Literal["pre", "post"] | None = None,
+    sparse: bool = False,
+    **kwargs: Any,
 ) -> Any:
     """Makes the Gymnasium environment that belongs to a dataset.
 
@@ -68,6 +72,8 @@ def make_environment(
         action (`"pre"`) or after it (`"post"`). `None` takes the installed OGBench's own: from
         1.2 on that is `"pre"` for single tasks, whereas published numbers were made with 1.1,
         which knew only `"post"`.
+    - `sparse`: whether a reward is -1 unless the task is solved, instead of counting what of it is
+        not.
     - `kwargs`: passed on to the environment.
 
     **Returns:** a `gymnasium.Env` with a time limit. Its `action_space.seed` works, which it does
@@ -80,4 +86,14 @@ def make_environment(
         raise ValueError(f"success_timing must be 'pre', 'post' or None, got {success_timing!r}.")
     if success_timing is not None:
         kwargs["success_timing"] = success_timing
-    return _make(parsed.environment_id, **kwargs)
+    environment = _make(parsed.environment_id, **kwargs)
+    if not sparse:
+        return environment
+    from gymnasium.wrappers import TransformReward
+
+    return TransformReward(environment, lambda reward: float(sparse_reward(reward)))
+
+
+def sparse_reward(reward: Any) -> Any:
+    """0 where a reward of OGBench's tasks is 0, which is where the task is solved, and else -1."""
+    return np.where(np.asarray(reward) == 0.0, np.float32(0.0), np.float32(-1.0))

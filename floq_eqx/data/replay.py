@@ -9,12 +9,12 @@ import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
-from .._types import Key, Number
+from .._types import FloatLike, Key, Number
 from .checks import check_batch
 from .transitions import Batch
-from .windows import Data, Trajectories, sample, take
+from .windows import Data, Trajectories, sample_windows, summed, take
 
 
 class Replay(eqx.Module):
@@ -28,12 +28,15 @@ class Replay(eqx.Module):
     **Attributes:**
 
     - `data`: every slot; those that hold no transition yet are zeros.
+    - `ahead`: how many slots after each the next transition of its episode lies; 0 where there is
+        none, or it is not known which.
     - `size`: how many slots hold one; they are the first.
     - `position`: the slot that is written next.
     - `num_protected`: how many of the first slots are never overwritten.
     """
 
     data: Batch
+    ahead: Int[Array, "batch"]
     size: Int[Array, ""]
     position: Int[Array, ""]
     num_protected: int = eqx.field(static=True, default=0)
@@ -68,7 +71,8 @@ class Replay(eqx.Module):
 
         **Arguments:**
 
-        - `data`: the transitions, from the oldest to the newest.
+        - `data`: the transitions, from the oldest to the newest; of a `Batch` it is not known which
+            follows which.
         - `capacity`: how many there is room for, these included.
         - `protect`: keep all of `data` for ever, so that once the buffer is full what is added
             replaces what was added; otherwise the oldest go first, which are those of `data`.
@@ -78,7 +82,9 @@ class Replay(eqx.Module):
         """
         _check_counts(capacity=capacity)
         check_batch(data)
+        ahead = jnp.zeros(len(data), jnp.int32)
         if isinstance(data, Trajectories):
+            ahead = (data.left > 1).astype(jnp.int32)
             data = data.transitions()
         size = len(data)
         if size > capacity - (1 if protect else 0):
@@ -92,13 +98,18 @@ class Replay(eqx.Module):
 
         return Replay(
             data=jax.tree.map(padded, data),
+            ahead=padded(ahead),
             size=jnp.asarray(size, jnp.int32),
             position=jnp.asarray(size % capacity, jnp.int32),
             num_protected=size if protect else 0,
         )
 
-    def add(self, batch: Batch) -> "Replay":
+    def add(self, batch: Batch, ahead: Int[Array, "batch"] | None = None) -> "Replay":
         """The buffer after the transitions of a batch, of one or more, in their order.
+
+        **Arguments:** `ahead`: how many transitions after each, of those that are added from now
+        on, the next one of its episode comes: as many as environments act side by side, and 0 where
+        the episode ends; `None` for no windows of several steps.
 
         **Raises:** `ValueError` if they are more than there is unprotected room for, or of other
         sizes than those in the buffer, or as [`floq_eqx.data.check_batch`][].
@@ -113,20 +124,32 @@ class Replay(eqx.Module):
             )
         start = self.position - self.num_protected
         slots = self.num_protected + (start + jnp.arange(len(batch), dtype=jnp.int32)) % room
+        if ahead is None:
+            ahead = jnp.zeros(len(batch), jnp.int32)
+
+        def written(held: Array, new: Array) -> Array:
+            return held.at[slots].set(new, unique_indices=True)
+
         return dataclasses.replace(
             self,
-            data=jax.tree.map(
-                lambda held, new: held.at[slots].set(new, unique_indices=True), self.data, batch
-            ),
+            data=jax.tree.map(written, self.data, batch),
+            ahead=written(self.ahead, ahead),
             size=jnp.minimum(self.size + len(batch), self.capacity),
             position=self.num_protected + (start + len(batch)) % room,
         )
+
+    def interrupted(self) -> "Replay":
+        """The buffer after which every episode begins anew: those that are under way end here."""
+        _, exists = self._following(jnp.arange(self.capacity, dtype=jnp.int32))
+        return dataclasses.replace(self, ahead=jnp.where(exists, self.ahead, 0))
 
     def collected(self) -> "Collected":
         """What its unprotected slots hold, to be saved; not to be jitted."""
         held = slice(self.num_protected, int(self.size))
         return Collected(
-            jax.tree.map(lambda x: x[held], self.data), self.position - self.num_protected
+            jax.tree.map(lambda x: x[held], self.data),
+            self.position - self.num_protected,
+            self.ahead[held],
         )
 
     def with_collected(self, collected: "Collected") -> "Replay":
@@ -139,13 +162,17 @@ class Replay(eqx.Module):
         if count > room:
             raise ValueError(f"{count} collected transitions do not fit in {room} slots.")
         size = self.num_protected + count
+        ahead = collected.ahead
+        if ahead is None:
+            ahead = jnp.zeros(count, jnp.int32)
+
+        def written(held: Array, new: Array) -> Array:
+            return held.at[self.num_protected : size].set(new)
+
         return dataclasses.replace(
             self,
-            data=jax.tree.map(
-                lambda held, new: held.at[self.num_protected : size].set(new),
-                self.data,
-                collected.data,
-            ),
+            data=jax.tree.map(written, self.data, collected.data),
+            ahead=written(self.ahead, ahead),
             size=jnp.asarray(size, jnp.int32),
             position=self.num_protected + collected.next % room,
         )
@@ -160,36 +187,107 @@ class Replay(eqx.Module):
             raise ValueError(
                 "Cannot draw a batch from a buffer without transitions: add some first."
             )
-        return self._draw(batch_size, key=key)
+        return self.windows(batch_size, key=key)
 
-    def _draw(self, batch_size: int, *, key: Key) -> Batch:
+    def windows(
+        self,
+        batch_size: int,
+        length: int = 1,
+        *,
+        discount: FloatLike = 1.0,
+        chunk: bool = False,
+        key: Key,
+    ) -> Batch:
+        """Draws as many windows of `length` steps, which begin in any transition, as
+        [`floq_eqx.data.window`][] makes them of trajectories; of an empty buffer they are zeros.
+
+        None crosses the end of an episode, or joins the newest transitions and the oldest.
+        """
         _check_counts(batch_size=batch_size)
         check_batch(self.data)
-        return take(self.data, jax.random.randint(key, (batch_size,), 0, self.size))
+        start = jax.random.randint(key, (batch_size,), 0, self.size)
+        return self.window(start, length, discount=discount, chunk=chunk)
+
+    def window(
+        self,
+        start: Int[Array, "batch"],
+        length: int = 1,
+        *,
+        discount: FloatLike = 1.0,
+        chunk: bool = False,
+    ) -> Batch:
+        """The windows that begin in these slots: see `windows`."""
+        if length == 1:
+            return take(self.data, start)
+        slots, within = [start], [jnp.ones_like(start, bool)]
+        for _ in range(length - 1):
+            after, exists = self._following(slots[-1])
+            within.append(within[-1] & exists)
+            slots.append(jnp.where(within[-1], after, slots[-1]))
+        index, inside = jnp.stack(slots, axis=1), jnp.stack(within, axis=1)
+        data = self.data
+        reward, mask, factor = summed(data.reward[index], data.mask[index], inside, discount)
+        first = data.action[start]
+        return Batch(
+            observation=data.observation[start],
+            action=jnp.reshape(data.action[index], (len(start), -1)) if chunk else first,
+            reward=reward,
+            mask=mask,
+            next_observation=data.next_observation[slots[-1]],
+            discount=factor,
+            valid=inside.astype(jnp.float32) if chunk else None,
+        )
+
+    def _following(
+        self, slot: Int[Array, "batch"]
+    ) -> tuple[Int[Array, "batch"], Bool[Array, "batch"]]:
+        """The slot of the next transition of the episode, and whether it holds it."""
+        protected, ahead = self.num_protected, self.ahead[slot]
+        room = self.capacity - protected
+        count = self.size - protected
+        age = (slot - self.position) % room - (room - count)  # 0 for the oldest
+        inside = slot < protected
+        exists = (ahead > 0) & (inside | (age + ahead < count))
+        return jnp.where(
+            inside, slot + ahead, protected + (slot - protected + ahead) % room
+        ), exists
 
 
 class Collected(eqx.Module):
     """What a buffer has collected.
 
     **Attributes:** `data`: its unprotected slots, as they lie; `next`: which of them is written
-    next, the oldest one once the buffer is full.
+    next, the oldest one once the buffer is full; `ahead`: as the buffer's, `None` where it was not
+    kept.
     """
 
     data: Batch
     next: Int[Array, ""]
+    ahead: Int[Array, "batch"] | None = None
 
     @staticmethod
     def none(like: Batch) -> "Collected":
         """Nothing, of the same sizes as other transitions."""
-        return Collected(jax.tree.map(lambda x: x[:0], like), jnp.zeros((), jnp.int32))
+        none = jnp.zeros(0, jnp.int32)
+        return Collected(jax.tree.map(lambda x: x[:0], like), jnp.zeros((), jnp.int32), none)
 
-    def in_order(self) -> Batch:
-        """The transitions, the oldest first."""
-        return jax.tree.map(lambda x: jnp.roll(x, -int(self.next), axis=0), self.data)
+    def in_order(self) -> "Collected":
+        """The same with the oldest first."""
+        first = int(self.next)
+        data, ahead = jax.tree.map(lambda x: jnp.roll(x, -first, axis=0), (self.data, self.ahead))
+        return Collected(data, jnp.zeros((), jnp.int32), ahead)
 
 
 def sample_mixture(
-    offline: Data, replay: Replay, batch_size: int, fraction: Number, *, key: Key
+    offline: Data,
+    replay: Replay,
+    batch_size: int,
+    fraction: Number,
+    length: int = 1,
+    *,
+    discount: FloatLike = 1.0,
+    chunk: bool = False,
+    key: Key,
 ) -> Batch:
     """Draws a batch of which exactly `round(fraction * batch_size)` transitions are offline data.
 
@@ -202,6 +300,7 @@ def sample_mixture(
     - `replay`: what was collected online.
     - `batch_size`: transitions in all.
     - `fraction`: in [0, 1]: 0.5 as in RLPD; 1 is offline data alone.
+    - `length`, `discount`, `chunk`: of windows, as in [`floq_eqx.data.window`][].
 
     **Raises:** `ValueError` if the fraction is out of its range, if there is no offline data, or if
     the transitions of the two are not of the same sizes.
@@ -213,10 +312,11 @@ def sample_mixture(
     count = round(fraction * batch_size)
     offline_key, online_key = jax.random.split(key)
     # Enough to fill the batch when the replay is empty.
-    old = sample(offline, batch_size, key=offline_key)
+    window = {"discount": discount, "chunk": chunk}
+    old = sample_windows(offline, batch_size, length, key=offline_key, **window)
     if count == batch_size:
         return old
-    new = replay._draw(batch_size - count, key=online_key)
+    new = replay.windows(batch_size - count, length, key=online_key, **window)
 
     def mixed(old: Array, new: Array) -> Array:
         return jnp.concatenate([old[:count], jnp.where(replay.size > 0, new, old[count:])])

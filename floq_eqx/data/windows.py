@@ -25,7 +25,7 @@ from .transitions import Batch
 class Trajectories(eqx.Module):
     """Transitions in the order of time, with every state stored once.
 
-    What a [`floq_eqx.Batch`][] has is to be read by the same names, of which `observation`,
+    What a [`floq_eqx.data.Batch`][] has is to be read by the same names, of which `observation`,
     `action`, `next_observation` and `next_action` are gathered when they are asked for.
 
     **Attributes:**
@@ -71,8 +71,9 @@ class Trajectories(eqx.Module):
         ends = np.flatnonzero(~begins)
         left = ends[np.searchsorted(ends, row)] - row
         return Trajectories(
-            *(jnp.asarray(x, jnp.float32) for x in (states, actions, reward, mask)),
-            *(jnp.asarray(x, jnp.int32) for x in (row, left)),
+            # Converted on the host, or each shape is compiled for.
+            *(jnp.asarray(np.asarray(x, np.float32)) for x in (states, actions, reward, mask)),
+            *(jnp.asarray(x.astype(np.int32)) for x in (row, left)),
             with_next_action=with_next_action,
         )
 
@@ -232,8 +233,7 @@ def window(
     count = jnp.minimum(left, length)[:, None]
     within = steps < count
     index = start[:, None] + jnp.minimum(steps, count - 1)
-    gamma = jnp.asarray(discount, jnp.float32)
-    weight = jnp.where(within, gamma ** steps.astype(jnp.float32), 0.0)
+    reward, mask, factor = summed(data.reward[index], data.mask[index], within, discount)
 
     def flat(rows: Int[Array, "batch steps"]) -> Float[Array, "batch action"]:
         return jnp.reshape(data.actions[rows], (len(start), -1))
@@ -248,12 +248,31 @@ def window(
     return Batch(
         observation=data.states[row],
         action=flat(action),
-        reward=jnp.sum(weight * data.reward[index], axis=1),
-        mask=jnp.min(data.mask[index], axis=1),
+        reward=reward,
+        mask=mask,
         next_observation=data.states[after[:, 0]],
         next_action=following,
-        discount=gamma ** count[:, 0].astype(jnp.float32),
+        discount=factor,
         valid=within.astype(jnp.float32) if chunk else None,
+    )
+
+
+def summed(
+    reward: Float[Array, "batch steps"],
+    mask: Float[Array, "batch steps"],
+    within: Bool[Array, "batch steps"],
+    discount: FloatLike,
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"], Float[Array, "batch"]]:
+    """Of windows, whose steps are `within` their trajectories up to one: the discounted sum of the
+    rewards, the least mask, and the γ^n of the state after them.
+    """
+    gamma = jnp.asarray(discount, jnp.float32)
+    power = gamma ** jnp.arange(reward.shape[1], dtype=jnp.float32)[None]
+    count = jnp.sum(within, axis=1).astype(jnp.float32)
+    return (
+        jnp.sum(jnp.where(within, power * reward, 0.0), axis=1),
+        jnp.min(jnp.where(within, mask, 1.0), axis=1),
+        gamma**count,
     )
 
 
@@ -283,3 +302,30 @@ def sample(data: Data, batch_size: int, *, key: Key) -> Batch:
     **Raises:** as `draw`.
     """
     return take(data, draw(data, batch_size, key=key))
+
+
+def sample_windows(
+    data: Data,
+    batch_size: int,
+    length: int,
+    *,
+    discount: FloatLike = 1.0,
+    chunk: bool = False,
+    key: Key,
+) -> Batch:
+    """Draws as many windows, which begin in any transition, with replacement; jittable.
+
+    **Arguments:** as `window`'s.
+
+    **Raises:** as `draw`; `ValueError` for windows of several steps of a `Batch`, of whose
+    transitions it is not known which follows which.
+    """
+    start = draw(data, batch_size, key=key)
+    if length == 1:
+        return take(data, start)
+    if not isinstance(data, Trajectories):
+        raise ValueError(
+            f"Windows of {length} steps need to know which transition follows which: give "
+            "Trajectories, got a Batch."
+        )
+    return window(data, start, length, discount=discount, chunk=chunk)

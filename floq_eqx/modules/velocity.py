@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import Action, Observation, Scalar
-from ..embeddings import AbstractEmbedding
+from ..embeddings import AbstractEmbedding, Rescale
 from ..networks import AbstractNetwork
 
 
@@ -107,19 +107,21 @@ class EndpointVelocity(ValueVelocity):
 class ActionVelocity(eqx.Module):
     """The velocity v(t, x | s) of an action that ends, at t = 1, as one of the behaviour policy.
 
-    The network sees s, x and t itself, concatenated in this order.
+    The network sees s, x and t, concatenated in this order: t itself or what an embedding makes of
+    it.
 
     Source: FQL, arXiv 2502.02538, section 4.
     """
 
     network: AbstractNetwork
+    time_embedding: AbstractEmbedding = Rescale()  # of [0, 1] to itself
 
     def __call__(self, t: Scalar, x: Action, observation: Observation) -> Float[Array, "action"]:
         """**Arguments:** the flow time `t` in [0, 1], the flow variable `x` and s.
 
         **Returns:** dx/dt.
         """
-        return self.network(jnp.concatenate([observation, x, t[None]]))
+        return self.network(jnp.concatenate([observation, x, self.time_embedding(t)]))
 
 
 class ShortcutVelocity(eqx.Module):

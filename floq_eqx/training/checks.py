@@ -30,6 +30,14 @@ def check_fits(agent: Agent, data: Data) -> None:
             f"{agent.name} needs the data's `next_action`, which they lack: load them "
             "with with_next_action=True."
         )
+    length = agent.windows()["length"]
+    if length > 1 and isinstance(data, Trajectories) and not isinstance(data.left, jax.core.Tracer):
+        longest = int(np.max(data.left, initial=0))
+        if longest < length:
+            raise ValueError(
+                f"{agent.name} learns from windows of {length} steps, and the longest trajectory "
+                f"has {longest}: take a smaller chunk or n_step, or longer trajectories."
+            )
 
 
 @contextlib.contextmanager

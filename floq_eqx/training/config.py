@@ -119,6 +119,8 @@ class TrainConfig:
         OGBench's scripted expert, and keep them for later runs; `None` for no collecting.
     - `rewards`: the environment's `task` labels the transitions of the dataset, or they keep the
         `rewards` and `masks` of its `file`, as your own data always do.
+    - `sparse`: whether the rewards of an OGBench task are -1 unless it is solved, in the dataset
+        and the environment.
     - `reward_scale`, `reward_shift`: of a reward r of the data, the agent learns scale · r + shift.
     - `action_low`, `action_high`: the bounds of the actions in your own data, a number or one for
         each component; by default the environment's or, without one, -1 and 1.
@@ -144,6 +146,7 @@ class TrainConfig:
     data: str | None = None
     collect_episodes: int | None = None
     rewards: Rewards = "task"
+    sparse: bool = False
     reward_scale: PositiveNumber = 1.0
     reward_shift: Number = 0.0
     action_low: tuple[Number, ...] | None = None
@@ -163,7 +166,9 @@ class TrainConfig:
                     f"{name} must be a multiple of log_every = {self.log_every}, got "
                     f"{getattr(self, name)}."
                 )
-        if own := {"num", "asynchronous", "success_timing"} & set(self.environment_kwargs):
+        if own := {"num", "asynchronous", "success_timing", "sparse"} & set(
+            self.environment_kwargs
+        ):
             raise ValueError(
                 f"environment_kwargs cannot set {', '.join(sorted(own))}: the run itself does."
             )
@@ -203,7 +208,8 @@ class TrainConfig:
 
     def _check_not_ogbench(self) -> None:
         name = self.environment or "the environment"
-        self._check_default(f"{name} is not OGBench's", "collect_episodes", "success_timing")
+        of_ogbench = ("collect_episodes", "success_timing", "sparse")
+        self._check_default(f"{name} is not OGBench's", *of_ogbench)
         if self.environment is not None:
             return
         if self.environment_kwargs:
@@ -239,6 +245,10 @@ class TrainConfig:
                 f"{self.environment} has no reward: name one of its tasks, in which the agent is "
                 "evaluated even if it learns from a file's own rewards, such as "
                 f"{dataclasses.replace(name, task=1)}."
+            )
+        if self.rewards == "file" and self.sparse:
+            raise ValueError(
+                "sparse = True is for the task's rewards, and these are the file's: leave it out."
             )
         if self.rewards == "file" and self.data is None:
             raise ValueError(

@@ -20,8 +20,8 @@ from ..data.environments import Boxes, boxes_of
 from ..data.files import cache_directory
 from ..data.own import Steps
 from ..data.own_files import own_steps
-from ..evaluation import make_environments
 from .config import TrainConfig
+from .watch import make_world
 
 
 def gather(
@@ -48,7 +48,7 @@ def gather(
         raise ValueError("reward_scale and reward_shift are of data that are loaded: scale yours.")
     check_data(dataset)
     if config.environment is not None:
-        environments = make_environments(config.environment, 1, **config.environment_kwargs)
+        environments = make_world(config, 1)
         with contextlib.closing(environments):
             sizes = tuple(
                 int(np.prod(space.shape))
@@ -145,6 +145,7 @@ def _ogbench_data(config: TrainConfig, progress: bool) -> Any:
         str(config.environment),
         with_next_action=config.agent.uses_next_action,
         rewards=config.rewards,
+        sparse=config.sparse,
     )
     if config.data is not None and Path(config.data).expanduser().is_dir():
         return load(directory=config.data)

@@ -118,7 +118,7 @@ def fit_online(
     agent.check_decay(state, max(0, num_steps - max(start, warmup)) * utd)
     callbacks = tuple(callbacks)
     # Copies, since the loop writes both in place.
-    state, replay = jax.tree.map(jnp.copy, (state, replay))
+    state, replay = jax.tree.map(jnp.copy, (state, replay.interrupted()))
     inputs = _Inputs(
         with_arrays(agent), offline, offline_fraction, batch_size, utd * environments.num_envs, key
     )
@@ -160,9 +160,11 @@ class _Inputs(eqx.Module):
     key: Key
 
     def draw(self, replay: Replay, *, key: Key) -> Batch:
+        windows = self.agent.windows()
         if self.offline is None:
-            return replay.sample(self.batch_size, key=key)
-        return sample_mixture(self.offline, replay, self.batch_size, self.offline_fraction, key=key)
+            return replay.windows(self.batch_size, key=key, **windows)
+        sizes = (self.batch_size, self.offline_fraction)
+        return sample_mixture(self.offline, replay, *sizes, key=key, **windows)
 
 
 def _learn_until(
@@ -188,12 +190,12 @@ def _learn_until(
             else:
                 if action is None:
                     action = _explore(inputs, state, world.observation, np.asarray(world.step))
-                chosen, action = np.asarray(action), None
+                chosen, action = world.next_of(np.asarray(action)), None
                 if not np.isfinite(chosen).all():
                     raise DivergedError(int(state.step), ["the policy's action"], world.step)
-            transition = world.advance(chosen)
+            transition, ahead = world.advance(chosen)
             rewards.append(transition["reward"])
-            replay = _remember(transition, replay)
+            replay = _remember(transition, ahead, replay)
             if not warming:
                 now = world.observation, np.asarray(world.step)
                 state, metrics, action = _learn(inputs, replay, state, *now)
@@ -227,15 +229,15 @@ def _learn_until(
 
 # Two calls, because one that both writes and reads the buffer copies it. And `jax.jit`, because at
 # every step the time to take modules apart counts: all their leaves are arrays here.
-@functools.partial(jax.jit, donate_argnums=1)
-def _remember(transition: dict[str, Array], replay: Replay) -> Replay:
-    return replay.add(Batch(**transition))
+@functools.partial(jax.jit, donate_argnums=2)
+def _remember(transition: dict[str, Array], ahead: Array, replay: Replay) -> Replay:
+    return replay.add(Batch(**transition), ahead)
 
 
 @functools.partial(jax.jit, donate_argnums=2)
 def _learn(
     inputs: _Inputs, replay: Replay, state: State, observation: Array, step: Array
-) -> tuple[State, dict[str, Scalar], Float[Array, "batch action"]]:
+) -> tuple[State, dict[str, Scalar], Float[Array, "batch *chunk action"]]:
     """The updates of a step, and the next actions."""
 
     def one(state: State, _: None) -> tuple[State, dict[str, Scalar]]:
@@ -253,8 +255,8 @@ def _learn(
 @jax.jit
 def _explore(
     inputs: _Inputs, state: State, observation: Array, step: Array
-) -> Float[Array, "batch action"]:
-    """An action for every environment, on keys of their own."""
+) -> Float[Array, "batch *chunk action"]:
+    """An action, or a chunk of them, for every environment, on keys of their own."""
     key = jax.random.fold_in(jax.random.fold_in(inputs.key, 0), step)
     keys = jax.random.split(key, len(observation))
     return jax.vmap(lambda o, k: inputs.agent.explore(state, o, key=k))(observation, keys)
@@ -270,6 +272,8 @@ class _World:
         self.num = environments.num_envs
         self.returns, self.lengths = np.zeros(self.num), np.zeros(self.num, np.int64)
         self.episodes: list[dict[str, float]] = []
+        # Of the actions that were chosen at once: the chunks, and how many were carried out.
+        self.chunk, self.used = np.zeros((self.num, 0, 0)), np.zeros(self.num, np.int64)
         self.observation = np.zeros(environments.observation_space.shape, np.float32)
         self.reset(np.ones(self.num, bool))
 
@@ -280,15 +284,33 @@ class _World:
         new = self.call("reset", seed=seeds, options={"reset_mask": mask})[0]
         self.check(new)
         self.observation = np.where(mask[:, None], new, self.observation).astype(np.float32)
-        self.returns[mask], self.lengths[mask] = 0, 0
+        self.returns[mask], self.lengths[mask], self.used[mask] = 0, 0, 0
 
     def random_action(self) -> np.ndarray:
         """Uniform in [-1, 1], of the step's own random numbers."""
         generator = np.random.default_rng([self.seed, self.step])
+        self.used[:] = 0
         return generator.uniform(-1, 1, self.environments.action_space.shape).astype(np.float32)
 
-    def advance(self, action: np.ndarray) -> dict[str, np.ndarray]:
-        """Makes a step in each environment, and starts new episodes where theirs ended."""
+    def next_of(self, chosen: np.ndarray) -> np.ndarray:
+        """The next action of each environment's chunk, or of the one that is chosen now where there
+        is none left.
+        """
+        if chosen.ndim == 2:
+            return chosen
+        length = chosen.shape[1]
+        anew = self.used % length == 0
+        old = self.chunk if self.chunk.shape == chosen.shape else chosen
+        self.chunk = np.where(anew[:, None, None], chosen, old)
+        action = self.chunk[np.arange(self.num), self.used % length]
+        self.used += 1
+        return action
+
+    def advance(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Makes a step in each environment, and starts new episodes where theirs ended.
+
+        **Returns:** the transitions, and how many after each the next one of its episode comes.
+        """
         new, reward, terminated, truncated, info = self.call("step", action)
         self.check(new, reward)
         before, self.observation = self.observation, np.asarray(new, np.float32)
@@ -314,7 +336,7 @@ class _World:
             self.episodes.append({name: float(value) for name, value in ended.items()})
         if done.any():
             self.reset(done)
-        return transition
+        return transition, np.where(done, 0, self.num).astype(np.int32)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:

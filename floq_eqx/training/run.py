@@ -255,8 +255,8 @@ class Run:
 
     def restore_collected(
         self, like: Batch, *, step: Which = "last", checked: bool = False
-    ) -> Batch:
-        """The transitions that a checkpoint's buffer had collected, the oldest first.
+    ) -> Collected:
+        """What a checkpoint's buffer had collected, the oldest transition first.
 
         **Arguments:** `like`: transitions of the same sizes, any number; `step`, `checked`: as in
         `restore`.
@@ -266,9 +266,18 @@ class Run:
         return self._restore_collected(like, step, checked).in_order()
 
     def _restore_collected(self, like: Batch, step: Which, checked: bool) -> Collected:
-        sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((-1, *x.shape[1:]), x.dtype), like)
-        shapes = dataclasses.replace(Collected.none(like), data=sizes)
-        return self._read(self._choose(step, checked), _COLLECTED, shapes)
+        def any_number(x: Any) -> Any:
+            return jax.ShapeDtypeStruct((-1, *x.shape[1:]), x.dtype) if x.ndim else x
+
+        shapes = jax.tree.map(any_number, Collected.none(like))
+        step = self._choose(step, checked)
+        try:
+            return self._read(step, _COLLECTED, shapes)
+        except ValueError as error:
+            # Before there were windows it was not kept which transition follows which.
+            with contextlib.suppress(ValueError):
+                return self._read(step, _COLLECTED, dataclasses.replace(shapes, ahead=None))
+            raise error
 
     def choose(self, which: Which) -> int:
         """The number of a checkpoint that is whole.

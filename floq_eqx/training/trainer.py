@@ -217,9 +217,10 @@ def _with_collected_before(
         return replay
     collected = source.restore_collected(replay.data, step=step)
     room = replay.capacity - replay.num_protected
-    newest = jax.tree.map(lambda x: x[-room:], collected)
-    report(f"{len(newest)} of {len(collected)} transitions that {start} had collected come along")
-    return replay.add(newest)
+    newest, ahead = jax.tree.map(lambda x: x[-room:], (collected.data, collected.ahead))
+    count = len(collected.data)
+    report(f"{len(newest)} of {count} transitions that {start} had collected come along")
+    return replay.add(newest, ahead)
 
 
 def _offline(config: TrainConfig, state: State, data: Any, key: Any, watch: Watch) -> State:

@@ -250,6 +250,7 @@ def make_world(config: TrainConfig, num: int) -> Any:
         config.environment,
         num,
         success_timing=config.success_timing,
+        sparse=config.sparse,
         **config.environment_kwargs,
     )
 

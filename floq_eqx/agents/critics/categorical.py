@@ -22,15 +22,16 @@ from ...data.transitions import Batch
 from ...embeddings import HLGauss
 from ...losses import categorical_loss, squared_error
 from ...modules.values import CategoricalValue, member_logits
-from ...targets import Backup, aggregate, categorical_td_target, td_target
+from ...targets import Backup, categorical_td_target, td_target
 from .critic import BoundedCritic
 
 
 class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None]):
     """A histogram over returns.
 
-    With `aggregation="min"` and a distributional backup, the target of a transition is the
-    distribution of the member with the lowest Q.
+    With a distributional backup the target of a transition is the members' mean distribution,
+    moved down where they are combined pessimistically; with `aggregation="min"` it is that of the
+    member with the lowest Q.
 
     **Arguments:**
 
@@ -70,7 +71,7 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
         next_logits = member_logits(slow, batch.next_observation, next_action[:, 0])
         target = jax.lax.stop_gradient(self.target_histogram(slow, next_logits, batch))
         logits = member_logits(params, batch.observation, batch.action)
-        loss = categorical_loss(logits, target)
+        loss = categorical_loss(logits, target, batch.whole)
         q = jnp.mean(params.mean(logits), axis=0)
         return loss, {
             "critic_loss": loss,
@@ -84,22 +85,24 @@ class Categorical(BoundedCritic[CategoricalValue, CategoricalValue, None, None])
         """What every member is to predict."""
         next_q = slow.mean(next_logits)
         if self.backup == "expected":
-            q = aggregate(next_q, self.aggregation)
-            target = td_target(batch.reward, batch.mask, q, discount=self.discount)
+            q = self.combined(next_q)
+            target = td_target(batch.reward, batch.mask, q, discount=self.next_discount(batch))
             return jax.vmap(slow.histogram)(target)
         probability = jax.nn.softmax(next_logits)
-        if self.aggregation == "mean":
-            probability = jnp.mean(probability, axis=0)
-        else:
+        discount, reward = self.next_discount(batch), batch.reward
+        if self.aggregation == "min":
             lowest = jnp.argmin(next_q, axis=0)
             probability = jnp.take_along_axis(probability, lowest[None, :, None], axis=0)[0]
-        return categorical_td_target(
-            batch.reward, batch.mask, probability, slow.histogram.centers, discount=self.discount
-        )
+        else:
+            probability = jnp.mean(probability, axis=0)
+            lower = self.combined(next_q) - jnp.mean(next_q, axis=0)
+            reward = reward + discount * batch.mask * lower
+        atoms = slow.histogram.centers
+        return categorical_td_target(reward, batch.mask, probability, atoms, discount=discount)
 
     def value(
         self, params: CategoricalValue, observation: Observations, action: Actions, noise: None
     ) -> Values:
         """The mean of the histogram, the members combined."""
         value = params.mean(member_logits(params, observation, action))
-        return aggregate(value, self.value_aggregation)
+        return self.combined_value(value)

@@ -7,11 +7,14 @@ from typing import ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax
+from jaxtyping import Array, Float
 
-from ..._checks import check_fields
+from ..._checks import check_fields, check_unused
 from ..._types import (
     Actions,
+    AtLeastZero,
     BelowOne,
+    Discounts,
     FloatLike,
     Key,
     Loss,
@@ -25,7 +28,7 @@ from ...data.checks import reward_range
 from ...data.transitions import Batch
 from ...data.windows import Data
 from ...networks import AbstractNetwork, MLPConfig, NetworkConfig, ensemble
-from ...targets import Aggregation, Backup, flow_td_target, value_bounds
+from ...targets import Aggregation, Backup, aggregate, flow_td_target, value_bounds
 
 Params = TypeVar("Params")
 Slow = TypeVar("Slow")
@@ -52,9 +55,11 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
 
     - `discount`: The discount γ of the return, in [0, 1).
     - `ensemble_size`: The number of members, at least 1.
-    - `aggregation`: How the target combines the members.
+    - `aggregation`: How the target combines the members: their mean, their minimum, or
+        `pessimistic`, their mean less ρ of their standard deviations.
     - `value_aggregation`: How Q combines the members where a policy raises it, and where actions
         are chosen by it.
+    - `rho`: The ρ of what is combined pessimistically.
     - `network`: The network of every member.
     """
 
@@ -67,10 +72,13 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
     ensemble_size: int = eqx.field(static=True, default=2)
     aggregation: Aggregation = eqx.field(static=True, default="mean")
     value_aggregation: Aggregation = eqx.field(static=True, default="mean")
+    rho: AtLeastZero = 0.5
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig(layer_norm=True))
 
     def __check_init__(self):
         check_fields(self)
+        if "pessimistic" not in (self.aggregation, self.value_aggregation):
+            check_unused(self, "where no aggregation is pessimistic", "rho")
 
     @property
     def num_next_actions(self) -> int:
@@ -139,10 +147,23 @@ class AbstractCritic(eqx.Module, Generic[Params, Slow, Draws, ValueDraws]):
             key=key,
         )
 
+    def combined(self, values: Float[Array, "ensemble *shape"]) -> Float[Array, "*shape"]:
+        """What the target makes of the members' values."""
+        return aggregate(values, self.aggregation, self.rho)
+
+    def combined_value(self, values: Float[Array, "ensemble *shape"]) -> Float[Array, "*shape"]:
+        """What Q makes of the members' values."""
+        return aggregate(values, self.value_aggregation, self.rho)
+
+    def next_discount(self, batch: Batch) -> Discounts:
+        """By what the value of the next state counts: γ, or γ^n after n steps."""
+        return self.discount if batch.discount is None else batch.discount
+
     def sample_targets(self, batch: Batch, next_value: Samples, backup: Backup) -> Samples:
         """The TD target of every sample, its own or their mean, without gradient."""
+        discount = self.next_discount(batch)
         target = flow_td_target(
-            batch.reward, batch.mask, next_value, discount=self.discount, backup=backup
+            batch.reward, batch.mask, next_value, discount=discount, backup=backup
         )
         return jax.lax.stop_gradient(target)
 

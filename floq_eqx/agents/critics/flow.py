@@ -40,7 +40,7 @@ from ..._types import (
 from ...data.transitions import Batch
 from ...embeddings import AbstractEmbedding, Cosine, Fourier, HLGauss, Rescale
 from ...integrate import solve_flow
-from ...losses import distillation_loss, squared_error, value_flow_loss
+from ...losses import critic_loss, squared_error, value_flow_loss
 from ...modules.values import ActionValue, member_values
 from ...modules.velocity import (
     EndpointVelocity,
@@ -51,7 +51,7 @@ from ...modules.velocity import (
 )
 from ...networks import MLPConfig, NetworkConfig, ensemble
 from ...paths import linear_path
-from ...targets import Backup, aggregate
+from ...targets import Backup
 from ..agent import frozen
 from .critic import BoundedCritic, FlowNoise
 
@@ -183,10 +183,10 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
         path = linear_path(z0, target, time)
         velocity = member_velocities(params.field, path.t, path.xt, batch.observation, batch.action)
         if self.prediction == "velocity":
-            flow_loss = value_flow_loss(velocity, path.velocity)
+            flow_loss = value_flow_loss(velocity, path.velocity, batch.whole)
         else:
             endpoint = path.xt[None] + (1 - path.t)[None] * velocity
-            flow_loss = value_flow_loss(endpoint, target)
+            flow_loss = value_flow_loss(endpoint, target, batch.whole)
 
         value = self.integrate(frozen(params.field), z0, batch.observation, batch.action)
         value = jnp.mean(value, axis=0)
@@ -200,7 +200,7 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
             return flow_loss, metrics | {"critic_loss": flow_loss, "q": jnp.mean(teacher)}
 
         q = member_values(params.distilled, batch.observation, batch.action)
-        distillation = distillation_loss(q, jnp.broadcast_to(teacher[None], q.shape))
+        distillation = critic_loss(q, teacher, batch.whole)
         loss = flow_loss + distillation
         return loss, metrics | {
             "critic_distillation_loss": distillation,
@@ -214,7 +214,7 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
         """x1 of every sample's path: each has its own next action and z0; without gradient."""
         next_z0 = self.initial_value(ratio)
         next_value = self.integrate(slow, next_z0, batch.next_observation, next_action)
-        next_value = aggregate(next_value, self.aggregation)
+        next_value = self.combined(next_value)
         return self.sample_targets(batch, next_value, self.backup)
 
     def initial_value(self, ratio: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -252,7 +252,7 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
         if params.distilled is None:
             return self.score(params, observation, action, noise)
         q = member_values(params.distilled, observation, action)
-        return aggregate(q, self.value_aggregation)
+        return self.combined_value(q)
 
     def score(
         self, params: FlowParams, observation: Observations, action: Actions, noise: Samples | None
@@ -261,4 +261,4 @@ class Flow(BoundedCritic[FlowParams, ValueVelocity, FlowNoise, Samples | None]):
         if noise is None:
             raise ValueError("The integral needs z0: the noise that score_noise draws, got None.")
         value = self.integrate(params.field, self.initial_value(noise), observation, action)
-        return jnp.mean(aggregate(value, self.value_aggregation), axis=1)
+        return jnp.mean(self.combined_value(value), axis=1)

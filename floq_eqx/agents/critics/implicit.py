@@ -20,7 +20,7 @@ from ..._types import Actions, BelowOne, Key, Loss, Observations, Values
 from ...data.transitions import Batch
 from ...losses import critic_loss, expectile_loss
 from ...modules.values import ActionValue, StateValue, member_values
-from ...targets import Aggregation, aggregate, td_target
+from ...targets import Aggregation, td_target
 from ..agent import frozen
 from .critic import AbstractCritic
 
@@ -71,13 +71,14 @@ class Implicit(AbstractCritic[ImplicitParams, ActionValue, None, None]):
         """The expectile loss of V and the TD error of Q, whose members' errors are added."""
         v = jax.vmap(params.v)(batch.observation)
         slow_q = member_values(slow, batch.observation, batch.action)
-        slow_q = stop_gradient(aggregate(slow_q, self.aggregation))
-        value_loss = jnp.mean(expectile_loss(v, slow_q, self.expectile))
+        slow_q = stop_gradient(self.combined(slow_q))
+        value_error = expectile_loss(v, slow_q, self.expectile)
+        value_loss = jnp.mean(value_error if batch.whole is None else value_error * batch.whole)
 
         next_v = jax.vmap(frozen(params.v))(batch.next_observation)
-        target = td_target(batch.reward, batch.mask, next_v, discount=self.discount)
+        target = td_target(batch.reward, batch.mask, next_v, discount=self.next_discount(batch))
         q = member_values(params.q, batch.observation, batch.action)
-        q_loss = self.ensemble_size * critic_loss(q, target)
+        q_loss = self.ensemble_size * critic_loss(q, target, batch.whole)
         return value_loss + q_loss, {
             "value_loss": value_loss,
             "critic_loss": q_loss,
@@ -92,7 +93,7 @@ class Implicit(AbstractCritic[ImplicitParams, ActionValue, None, None]):
     def value(
         self, params: ImplicitParams, observation: Observations, action: Actions, noise: None
     ) -> Values:
-        return aggregate(member_values(params.q, observation, action), self.value_aggregation)
+        return self.combined_value(member_values(params.q, observation, action))
 
     def state_value(self, params: ImplicitParams, observation: Observations) -> Values:
         return jax.vmap(params.v)(observation)

@@ -22,7 +22,6 @@ from ...data.transitions import Batch
 from ...embeddings import Fourier
 from ...losses import quantile_loss, squared_error
 from ...modules.values import QuantileValue, member_quantiles
-from ...targets import aggregate
 from .critic import AbstractCritic
 
 QuantileLoss: TypeAlias = Literal["squared", "huber"]
@@ -87,14 +86,14 @@ class Quantile(AbstractCritic[QuantileValue, QuantileValue, QuantileNoise, Sampl
         noise: QuantileNoise,
     ) -> Loss:
         """Every quantile level against every sample of the target."""
-        next_value = aggregate(
-            member_quantiles(slow, batch.next_observation, next_action, noise.next_quantile),
-            self.aggregation,
+        next_value = self.combined(
+            member_quantiles(slow, batch.next_observation, next_action, noise.next_quantile)
         )
         target = self.sample_targets(batch, next_value, "distributional")
         value = member_quantiles(params, batch.observation, batch.action, noise.quantile)
         threshold = self.huber_threshold if self.loss_kind == "huber" else None
-        loss = quantile_loss(value, target, noise.quantile, huber_threshold=threshold)
+        levels = noise.quantile
+        loss = quantile_loss(value, target, levels, batch.whole, huber_threshold=threshold)
         mean = jnp.mean(value, axis=(0, 2))
         return loss, {
             "critic_loss": loss,
@@ -115,4 +114,4 @@ class Quantile(AbstractCritic[QuantileValue, QuantileValue, QuantileNoise, Sampl
             levels = (jnp.arange(self.num_noise, dtype=float) + 0.5) / self.num_noise
             noise = jnp.broadcast_to(levels, (len(action), self.num_noise))
         value = member_quantiles(params, observation, action, noise)
-        return jnp.mean(aggregate(value, self.value_aggregation), axis=1)
+        return jnp.mean(self.combined_value(value), axis=1)

@@ -32,7 +32,7 @@ from ...modules.velocity import (
     member_velocities,
 )
 from ...paths import linear_path
-from ...targets import aggregate, td_target, value_bounds
+from ...targets import td_target, value_bounds
 from .critic import BoundedCritic
 
 
@@ -90,10 +90,11 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         there = (batch.next_observation, next_action[:, 0])
 
         def returned(next_value: Values) -> Values:
-            return td_target(batch.reward, batch.mask, next_value, discount=self.discount)
+            discount = self.next_discount(batch)
+            return td_target(batch.reward, batch.mask, next_value, discount=discount)
 
         def combined(values: MemberValues) -> Values:
-            return stop_gradient(aggregate(values, self.aggregation))
+            return stop_gradient(self.combined(values))
 
         def error(z: Values, target: Values) -> Values:
             return jnp.sum((velocities(params, time, z, *here) - target[None]) ** 2, axis=0)
@@ -109,7 +110,8 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         spread = self.return_spread(slow, noise.confidence, *here)
         weight = confidence_weight(spread, self.confidence_temperature)
         flow_loss = self.bcfm_weight * bootstrapped + self.dcfm_weight * distributional
-        loss = jnp.mean(weight * flow_loss)
+        counted = weight if batch.whole is None else weight * batch.whole
+        loss = jnp.mean(counted * flow_loss)
         return loss, {
             "critic_loss": loss,
             "bootstrapped_loss": jnp.mean(bootstrapped),
@@ -156,7 +158,7 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
             return self.integrate(field, z0, observation, action, until=jnp.ones_like(z0))
 
         _, derivative = jax.jvp(returned, (z0,), (jnp.ones_like(z0),))
-        return stop_gradient(aggregate(jnp.abs(derivative), self.value_aggregation))
+        return stop_gradient(self.combined_value(jnp.abs(derivative)))
 
     def value(
         self, params: ValueVelocity, observation: Observations, action: Actions, noise: Values
@@ -164,7 +166,7 @@ class ReturnFlow(BoundedCritic[ValueVelocity, ValueVelocity, ReturnFlowNoise, Va
         """z0 + v(0, z0 | s, a): at t = 0 the velocity is the expected return less z0."""
         value = noise[None] + velocities(params, jnp.zeros_like(noise), noise, observation, action)
         low, high = value_bounds(self.reward_min, self.reward_max, self.discount)
-        return aggregate(jnp.clip(value, low, high), self.value_aggregation)
+        return self.combined_value(jnp.clip(value, low, high))
 
 
 def velocities(

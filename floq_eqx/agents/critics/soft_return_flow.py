@@ -40,7 +40,7 @@ from ...modules.velocity import (
     member_velocities,
 )
 from ...paths import linear_path
-from ...targets import aggregate, soft_value
+from ...targets import soft_value
 from .critic import AbstractCritic, FlowNoise
 
 
@@ -92,11 +92,11 @@ class SoftReturnFlow(AbstractCritic[ValueVelocity, ValueVelocity, FlowNoise, Sam
     ) -> Loss:
         """Flow matching to samples of the return, each with a next action and return of its own."""
         samples = self.integrate(slow, noise.next_value, batch.next_observation, next_action)
-        next_value = aggregate(samples, self.aggregation)
+        next_value = self.combined(samples)
         target = self.sample_targets(batch, next_value, "distributional")
         path = linear_path(noise.value, target, noise.time)
         velocity = member_velocities(params, path.t, path.xt, batch.observation, batch.action)
-        loss = value_flow_loss(velocity, path.velocity)
+        loss = value_flow_loss(velocity, path.velocity, batch.whole)
         return loss, {"critic_loss": loss, "target": jnp.mean(target)}
 
     def integrate(
@@ -120,4 +120,4 @@ class SoftReturnFlow(AbstractCritic[ValueVelocity, ValueVelocity, FlowNoise, Sam
     ) -> Values:
         """The regularised Q, of as many samples of the return as there are z0."""
         samples = self.integrate(params, noise, observation, action)
-        return soft_value(aggregate(samples, self.value_aggregation), self.value_temperature)
+        return soft_value(self.combined_value(samples), self.value_temperature)

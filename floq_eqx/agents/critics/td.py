@@ -17,7 +17,7 @@ from ..._types import Actions, Key, Loss, Observations, Values
 from ...data.transitions import Batch
 from ...losses import critic_loss, squared_error
 from ...modules.values import ActionValue, member_values
-from ...targets import aggregate, td_target
+from ...targets import td_target
 from .critic import AbstractCritic
 
 
@@ -64,10 +64,10 @@ class TD(AbstractCritic[ActionValue, ActionValue, Float[Array, "batch ensemble"]
         if noise is not None:
             _, chosen = jax.lax.top_k(noise, self.target_members or self.ensemble_size)
             next_value = jnp.take_along_axis(next_value, jnp.transpose(chosen), axis=0)
-        next_value = aggregate(next_value, self.aggregation)
-        target = td_target(batch.reward, batch.mask, next_value, discount=self.discount)
+        next_value = self.combined(next_value)
+        target = td_target(batch.reward, batch.mask, next_value, discount=self.next_discount(batch))
         q = member_values(params, batch.observation, batch.action)
-        loss = critic_loss(q, target)
+        loss = critic_loss(q, target, batch.whole)
         return loss, {
             "critic_loss": loss,
             "td_error": jnp.mean(squared_error(jnp.mean(q, axis=0), target)),
@@ -79,4 +79,4 @@ class TD(AbstractCritic[ActionValue, ActionValue, Float[Array, "batch ensemble"]
     def value(
         self, params: ActionValue, observation: Observations, action: Actions, noise: None
     ) -> Values:
-        return aggregate(member_values(params, observation, action), self.value_aggregation)
+        return self.combined_value(member_values(params, observation, action))

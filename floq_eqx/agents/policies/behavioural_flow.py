@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ..._types import Actions, Key, Loss, Observations, Scalar
 from ...data.transitions import Batch
+from ...embeddings import AbstractEmbedding, Rescale, Sinusoidal
 from ...integrate import confine, solve_flow
 from ...losses import flow_matching_loss
 from ...modules.velocity import ActionVelocity, action_velocities
@@ -37,19 +38,30 @@ class BehaviouralFlow(AbstractPolicy[ActionVelocity, None, BehaviouralFlowNoise]
     - `flow_steps`: The number of Euler steps of the flow.
     - `clip_steps`: Clip every step of the flow to [-1, 1], not its end alone.
     - `network`: The network of the flow.
+    - `time_features`: The number of sinusoidal features of the flow's time, even and at least 4;
+        `None` for the time itself.
     """
 
     flow_steps: int = eqx.field(static=True, default=10)
     clip_steps: bool = eqx.field(static=True, default=False)
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig())
+    time_features: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        self.embedding()
 
     @property
     def uses_value(self) -> bool:
         return False
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> ActionVelocity:
-        inputs = observation_size + action_size + 1
-        return ActionVelocity(self.network.build(inputs, action_size, key=key))
+        embedding = self.embedding()
+        inputs = observation_size + action_size + embedding.size
+        return ActionVelocity(self.network.build(inputs, action_size, key=key), embedding)
+
+    def embedding(self) -> AbstractEmbedding:
+        """What the flow sees of its time."""
+        return Rescale() if self.time_features is None else Sinusoidal(self.time_features)
 
     def noise(self, shape: tuple[int, ...], *, key: Key) -> BehaviouralFlowNoise:
         keys = jax.random.split(key)
@@ -81,5 +93,5 @@ class BehaviouralFlow(AbstractPolicy[ActionVelocity, None, BehaviouralFlowNoise]
         """Flow matching from noise to the actions of the data."""
         path = linear_path(noise.bc_action, batch.action, noise.bc_time)
         velocity = action_velocities(params, path.t, path.xt, batch.observation)
-        loss = flow_matching_loss(velocity, path.velocity)
+        loss = flow_matching_loss(velocity, path.velocity, batch.component_valid)
         return loss, {"actor_loss": loss, "bc_flow_loss": loss}

@@ -83,7 +83,10 @@ class Deterministic(AbstractPolicy[GaussianActor, GaussianActor, None]):
     ) -> Loss:
         action = jax.vmap(params)(batch.observation)
         q_loss, metrics = critique.raised(action, normalise=True)
-        distance = jnp.mean(jnp.sum((action - batch.action) ** 2, axis=1))
+        error = (action - batch.action) ** 2
+        if batch.component_valid is not None:
+            error = error * batch.component_valid
+        distance = jnp.mean(jnp.sum(error, axis=1))
         bc_loss = self.cloning_weight * distance
         loss = q_loss + bc_loss
         return loss, metrics | {"actor_loss": loss, "bc_loss": bc_loss, "action_error": distance}

@@ -75,6 +75,8 @@ class Gaussian(AbstractPolicy[GaussianActor, None, None]):
         self, params: GaussianActor, slow: None, batch: Batch, critique: Critique, noise: None
     ) -> Loss:
         log_prob = jax.vmap(params.log_prob)(batch.observation, batch.action)
+        if batch.whole is not None:  # Of a chunk that leaves its trajectory no part is cloned.
+            log_prob = log_prob * batch.whole
         mean = jax.vmap(params)(batch.observation)
         metrics = {
             "log_prob": jnp.mean(log_prob),

@@ -48,6 +48,8 @@ class OneStep(AbstractPolicy[OneStepParams, None, OneStepNoise]):
     - `clip_steps`: Clip every step of the flow to [-1, 1], and the action that is distilled, not
         the flow's end alone.
     - `network`: The networks of the behavioural flow and the actor.
+    - `time_features`: The number of sinusoidal features of the flow's time, even and at least 4;
+        `None` for the time itself.
     """
 
     alpha: AtLeastZero = 10.0
@@ -55,11 +57,15 @@ class OneStep(AbstractPolicy[OneStepParams, None, OneStepNoise]):
     normalise_q: bool = eqx.field(static=True, default=False)
     clip_steps: bool = eqx.field(static=True, default=False)
     network: NetworkConfig = eqx.field(static=True, default=MLPConfig())
+    time_features: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        self.clone.embedding()
 
     @property
     def clone(self) -> BehaviouralFlow:
         """The behavioural flow."""
-        return BehaviouralFlow(self.flow_steps, self.clip_steps, self.network)
+        return BehaviouralFlow(self.flow_steps, self.clip_steps, self.network, self.time_features)
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> OneStepParams:
         flow_key, actor_key = jax.random.split(key)

@@ -156,7 +156,7 @@ class Shortcut(AbstractPolicy[ShortcutVelocity, ShortcutVelocity, ShortcutNoise]
         path = linear_path(noise.bc_action, batch.action, time)
         level = jnp.full_like(time, self.levels)
         velocity = jax.vmap(params)(time, level, path.xt, batch.observation)
-        return flow_matching_loss(velocity, path.velocity)
+        return flow_matching_loss(velocity, path.velocity, batch.component_valid)
 
     def consistency_loss(
         self, params: ShortcutVelocity, slow: ShortcutVelocity, batch: Batch, noise: ShortcutNoise
