@@ -164,7 +164,10 @@ def test_help_of_train_shows_the_choice(told, agent, preset):
     assert f"(default: {agent})" in text
     assert "--preset {laptop,paper,paper-best,paper-online}" in text
     assert f"(default: {preset})" in text
-    assert "--env STR The single-task OGBench name or, to learn online, a Gymnasium id" in text
+    assert (
+        "--env STR An OGBench task or, online or with your own data, a Gymnasium id; or none."
+        in text
+    )
     assert f"(default: {CUBE})" in text
     _, text = told(*words, groups=("run",))
     assert "--batch-size INT The number of transitions in an update. (default: 256)" in text

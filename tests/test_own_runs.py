@@ -209,7 +209,9 @@ def test_data_themselves(tmp_path, file):
 def test_several_runs(file, tmp_path):
     configs = [config(file, seed=seed, environment=POINT) for seed in range(2)]
     runs = train_many(configs, [tmp_path / "a", tmp_path / "b"])
-    same_run(runs[1], train(configs[1], tmp_path / "alone"))
+    alone = train(configs[1], tmp_path / "alone")
+    same_run(runs[1], alone)
+    assert runs[1].config == alone.config
     quiet = [config(file, seed=seed) for seed in range(2)]
     runs = train_many(quiet, [tmp_path / "c", tmp_path / "d"])
     assert [run.table("evaluation.csv") for run in runs] == [[], []]

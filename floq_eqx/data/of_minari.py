@@ -77,22 +77,26 @@ def _read(minari: Any, name: str) -> Steps:
     problem = observation_problem(dataset, how) or action_problem(dataset, how)
     if problem is not None:
         raise ValueError(f"Agents cannot learn from {PREFIX}{name}: {problem}.")
+    seen, space = dataset.observation_space.shape, dataset.action_space
+    parts: dict[str, list[np.ndarray]] = {}
     try:
-        episodes = list(dataset.iterate_episodes())
-        arrays = {
-            "observations": [episode.observations[:-1] for episode in episodes],
-            "next_observations": [episode.observations[1:] for episode in episodes],
-            "actions": [episode.actions for episode in episodes],
-            "rewards": [episode.rewards for episode in episodes],
-            "terminals": [episode.terminations for episode in episodes],
-            "truncations": [episode.truncations for episode in episodes],
-        }
-        whole = {key: np.concatenate(parts) for key, parts in arrays.items()}
+        for episode in dataset.iterate_episodes():
+            # Some versions leave out axes of size 1.
+            observations = np.reshape(episode.observations, (-1, *seen))
+            arrays = {
+                "observations": observations[:-1],
+                "next_observations": observations[1:],
+                "actions": np.reshape(episode.actions, (-1, *space.shape)),
+                "rewards": np.reshape(episode.rewards, -1),
+                "terminals": np.reshape(episode.terminations, -1),
+                "truncations": np.reshape(episode.truncations, -1),
+            }
+            for key, array in arrays.items():
+                parts.setdefault(key, []).append(array)
+        whole = {key: np.concatenate(each) for key, each in parts.items()}
     except Exception as error:
         raise ValueError(f"{PREFIX}{name} cannot be read: {short(error)}.") from error
-    lengths = [len(episode.rewards) for episode in episodes]
+    lengths = [len(rewards) for rewards in parts.get("rewards", ())]
     steps = checked_steps(whole | {"episode_lengths": lengths}, where=PREFIX + name)
-    space = dataset.action_space
-    bounds = (bound.astype(np.float32).reshape(-1) for bound in (space.low, space.high))
-    low, high = bounds
+    low, high = (bound.astype(np.float32).reshape(-1) for bound in (space.low, space.high))
     return dataclasses.replace(steps, low=low, high=high)
